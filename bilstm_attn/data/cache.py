@@ -1,0 +1,168 @@
+"""The token cache: every review of a data set, tokenised once.
+
+A folder per data set holds a lexicon (all its distinct words, in alphabetical order), and per split the
+reviews' words as one flat array of positions in the lexicon. It does not depend on a run's vocabulary,
+truncation or seed, so one cache serves every run; and it needs neither the archive nor
+tensorflow-datasets, so it can be carried to another machine.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+
+from bilstm_attn.data.sources import DATASETS
+from bilstm_attn.errors import UserError
+from bilstm_attn.registry import look_up
+from bilstm_attn.text import TOKENISER_VERSION, tokenise
+
+CACHE_VERSION = 1
+
+
+class Split(NamedTuple):
+    """One split: review r's words are `words[offsets[r]:offsets[r + 1]]`, places in the lexicon."""
+
+    words: np.ndarray  # int32, memory-mapped
+    offsets: np.ndarray  # int64[reviews + 1]
+    labels: np.ndarray  # int8[reviews]: 1 positive, 0 negative, -1 unlabelled
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Words of each review, without the start token, before truncation."""
+        return np.diff(self.offsets)
+
+
+class TokenCache:
+    """A prepared folder, opened for reading."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            self.meta = json.loads((folder / "meta.json").read_text())
+            for name, size in self.meta["bytes"].items():
+                if (folder / name).stat().st_size != size:
+                    raise OSError(f"{name} has not {size} bytes")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the token cache {folder} is damaged ({error}); delete it and run "
+                "scripts/prepare_data.py, or copy it again"
+            ) from None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits it holds."""
+        return tuple(self.meta["splits"])
+
+    def lexicon(self) -> list[str]:
+        """Returns the distinct words of all splits, in alphabetical order."""
+        return (self.folder / "lexicon.txt").read_bytes().decode().split("\n")
+
+    def split(self, name: str) -> Split:
+        """Returns a split, memory-mapped.
+
+        Raises:
+          UserError: the data set has no such split.
+        """
+        look_up(f"split of {self.meta['dataset']}", self.meta["splits"], name)
+        return Split(
+            *(np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
+        )
+
+
+_PARTS = Split._fields
+
+
+def default_cache_dir() -> Path:
+    """Returns `bilstm_attn` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilstm_attn"
+
+
+def cache_folder(dataset: str, cache_dir: Path) -> Path:
+    """Returns where the tokens of `dataset` lie below `cache_dir`.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    version = look_up("dataset", DATASETS, dataset).version
+    return cache_dir / f"{dataset}-{version}-tokens{TOKENISER_VERSION}.{CACHE_VERSION}"
+
+
+def open_tokens(
+    dataset: str,
+    cache_dir: Path,
+    *,
+    data_dir: Path | None = None,
+    archive: Path | None = None,
+    progress: Progress | None = None,
+) -> TokenCache:
+    """Returns the tokens of `dataset`, made from its source if `cache_dir` does not hold them yet.
+
+    Args:
+      dataset: a name in `DATASETS`.
+      cache_dir: where caches lie, one folder a data set.
+      data_dir: where tensorflow-datasets keeps its data, or its default.
+      archive: a local archive of the data set.
+      progress: a bar to advance, a unit a review.
+
+    Raises:
+      UserError: the reviews cannot be found, read or written; says what to do.
+    """
+    folder = cache_folder(dataset, cache_dir)
+    if not folder.exists():
+        source = DATASETS[dataset](data_dir=data_dir, archive=archive)
+        partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
+        try:
+            partial.mkdir(parents=True)
+            _write(source, partial, progress)
+            if not folder.exists():  # another process may have been faster
+                partial.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the token cache {folder}: {error.strerror or error}; "
+                "free some space or give another place with --cache"
+            ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return TokenCache(folder)
+
+
+def _write(source, folder: Path, progress: Progress | None) -> None:
+    """Tokenises every split of `source` into `folder`; `meta.json` comes last."""
+    ids: dict[str, int] = {}
+    found = {}  # split -> words by order of discovery, offsets, labels
+    digest = hashlib.sha256()
+    for split in source.splits:
+        size = source.size(split)
+        task = progress.add_task(f"tokenise {split}", total=size) if progress else None
+        words, offsets, labels = array("i"), array("q", [0]), array("b")
+        for text, label in source.read(split):
+            words.extend([ids.setdefault(word, len(ids)) for word in tokenise(text)])
+            offsets.append(len(words))
+            labels.append(label)
+            digest.update(f"{split}\t{label}\t{text}\n".encode())
+            if progress and task is not None:
+                progress.advance(task)
+        found[split] = words, offsets, labels
+    lexicon = sorted(ids)
+    place = np.empty(len(lexicon), np.int32)
+    place[[ids[word] for word in lexicon]] = np.arange(len(lexicon), dtype=np.int32)
+    (folder / "lexicon.txt").write_bytes("\n".join(lexicon).encode())
+    for split, (words, offsets, labels) in found.items():
+        np.save(folder / f"{split}.words.npy", place[np.frombuffer(words, np.int32)])
+        np.save(folder / f"{split}.offsets.npy", np.frombuffer(offsets, np.int64))
+        np.save(folder / f"{split}.labels.npy", np.frombuffer(labels, np.int8))
+    meta = {
+        "dataset": source.name,
+        "version": source.version,
+        "tokeniser": TOKENISER_VERSION,
+        "splits": {split: len(labels) for split, (_, _, labels) in found.items()},
+        "sha256": digest.hexdigest(),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))

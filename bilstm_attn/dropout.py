@@ -1,0 +1,31 @@
+"""Dropout masks from one key a review.
+
+A review's noise depends on its key alone: not on the other rows of the batch, and not on how many
+devices share it.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from bilstm_attn.types import Keys
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """Returns the key of the named stream of random numbers under `key`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def dropout_mask(keys: Keys, name: str, rate: float, size: int) -> Float[Array, "b size"]:
+    """Returns `bernoulli(1 - rate) / (1 - rate)`, so that the mean of what it scales stays.
+
+    Srivastava et al., 2014, JMLR 15, section 10 ("inverted" dropout).
+    """
+    keep = 1.0 - rate
+
+    def of_review(key: Key[Array, ""]) -> Float[Array, " size"]:
+        return jax.random.bernoulli(stream(key, name), keep, (size,)) / jnp.float32(keep)
+
+    return jax.vmap(of_review)(keys)

@@ -1,0 +1,122 @@
+"""The assembled classifier, and the one place that turns a config into it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+from bilstm_attn.attention import ATTENTIONS, Attention
+from bilstm_attn.cells import glorot_uniform
+from bilstm_attn.config import ModelConfig
+from bilstm_attn.dropout import dropout_mask
+from bilstm_attn.encoder import Encoder
+from bilstm_attn.pooling import POOLINGS, Pooling
+from bilstm_attn.recurrence import length_mask
+from bilstm_attn.registry import look_up, make
+from bilstm_attn.types import Inputs, Keys, Lengths, Output, Params, Tokens
+
+
+class Classifier(nnx.Module):
+    """Tokens to one logit: embedding, encoder, attention, dense head.
+
+        states, last = encoder(embedding[tokens])
+        weights = attention(states, last)
+        context = pooling(states, last, weights)
+        logit = relu(context W_1 + b_1) w_2 + b_2
+
+    A positive logit means a positive review.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, *, rngs: nnx.Rngs):
+        self.dense_size = config.dense_size
+        self.head_dropout = config.head_dropout
+        table = jax.random.uniform(
+            rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
+        )
+        self.embedding = nnx.Param(table)  # initial values as in Keras, here and below
+        self.encoder = Encoder(config, rngs=rngs)
+        self.pooling: Pooling = make(
+            "pooling",
+            POOLINGS,
+            config.pooling,
+            config.pooling_options,
+            states_size=config.states_size,
+            rngs=rngs,
+        )
+        look_up("attention", ATTENTIONS, config.attention)
+        uses_attention = self.pooling.uses_attention
+        self.attention: Attention = make(
+            "attention",
+            ATTENTIONS,
+            config.attention if uses_attention else "uniform",
+            config.attention_options if uses_attention else {},
+            states_size=config.states_size,
+            attention_size=config.attention_size,
+            rngs=rngs,
+        )
+        self.dense = nnx.Linear(
+            config.states_size, config.dense_size, kernel_init=glorot_uniform, rngs=rngs
+        )
+        self.logit = nnx.Linear(config.dense_size, 1, kernel_init=glorot_uniform, rngs=rngs)
+
+    def embed(self, tokens: Tokens) -> Inputs:
+        """Returns the words' vectors, time-major `[t b e]`."""
+        return self.embedding[...][tokens.T]
+
+    def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
+        """Returns everything computed from the words' vectors `[t b e]`.
+
+        `keys`, one a review, turn dropout on; without them the result is deterministic.
+        """
+        mask = length_mask(lengths, inputs.shape[0])
+        inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
+        states, last = self.encoder(inputs, lengths, keys)
+        weights = self.attention(states, last, mask)
+        context = self.pooling(states, last, weights, mask)
+        units = jax.nn.relu(self.dense(context))
+        if keys is not None and self.head_dropout > 0:
+            units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
+        return Output(
+            logits=self.logit(units)[:, 0],
+            weights=weights.T,
+            states=states.transpose(1, 0, 2),
+            last=last,
+            context=context,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The classifier as pure functions of its parameters, for plain `jax.jit` and `jax.grad`."""
+
+    config: ModelConfig
+    vocabulary_size: int
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Returns initial parameters: a tree of float32 arrays."""
+        return nnx.to_pure_dict(nnx.split(self._build(key))[1])
+
+    def embed(self, params: Params, tokens: Tokens) -> Inputs:
+        """Returns the words' vectors, time-major `[t b e]`."""
+        return self._merge(params).embed(tokens)
+
+    def classify(
+        self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
+    ) -> Output:
+        """Returns everything computed from the words' vectors `[t b e]`; `keys` add dropout."""
+        return self._merge(params).classify(inputs, lengths, keys)
+
+    def __call__(
+        self, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys | None = None
+    ) -> Output:
+        """Returns everything computed from the tokens `[b t]`; `keys` add dropout."""
+        return self.classify(params, self.embed(params, tokens), lengths, keys)
+
+    def _build(self, key: Key[Array, ""]) -> Classifier:
+        return Classifier(self.config, self.vocabulary_size, rngs=nnx.Rngs(params=key))
+
+    def _merge(self, params: Params) -> Classifier:
+        graph, _ = nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))
+        return nnx.merge(graph, params)

@@ -1,0 +1,194 @@
+"""A run's folder: what lies in it, and where it came from."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bilstm_attn import __version__
+from bilstm_attn.checkpoint import saving, write_file
+from bilstm_attn.config import Config, from_json
+from bilstm_attn.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Run:
+    """Paths and records below one folder, `runs/<recipe>/seed<k>`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._tensorboard: Any = None
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.folder / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A JSON line a log interval, an epoch, and at the end."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What `--resume` continues from."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the curves."""
+        return self.folder / "curves.png"
+
+    def predictions(self, split: str) -> Path:
+        """The predictions for each review of a split."""
+        return self.folder / f"predictions.{split}.jsonl"
+
+    def config(self) -> Config:
+        """Returns the config of an existing run.
+
+        Raises:
+          UserError: the folder is not a run, or one of another version.
+        """
+        try:
+            text = self.config_file.read_text()
+        except OSError:
+            raise UserError(
+                f"{self.folder} is not a run's folder: it has no config.json; runs lie in "
+                "runs/<recipe>/seed<k>"
+            ) from None
+        return from_json(text, str(self.config_file))
+
+    def exported(self) -> Path:
+        """Returns the exported model's path.
+
+        Raises:
+          UserError: no epoch has ended yet, or the folder is not a run.
+        """
+        if not self.model.is_file():
+            self.config()
+            raise UserError(
+                f"{self.folder} has no model.safetensors yet: no epoch has ended; continue the run "
+                "with --resume"
+            )
+        return self.model
+
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Checks, before any work, that this config may run in the folder.
+
+        Raises:
+          UserError: a run lies there and `resume` is false, or it has another config; or there is
+            nothing to resume.
+        """
+        if not self.config_file.exists():
+            if resume:
+                raise UserError(f"{self.folder} holds no run to resume; leave out --resume")
+            return
+        differing = _differences(self.config(), config)
+        if differing:
+            raise UserError(
+                f"{self.folder} holds a run of another config ({'; '.join(differing[:3])}); give "
+                "this one another --name"
+            )
+        if not resume:
+            raise UserError(
+                f"{self.folder} holds this run already; continue it with --resume, or give --name or "
+                "--seed for another"
+            )
+
+    def start(self, config: Config, environment: dict[str, Any]) -> None:
+        """Makes the folder; writes the config, and adds `environment` to those of earlier sessions."""
+        environments = self.folder / "environment.json"
+        earlier = json.loads(environments.read_text()) if environments.exists() else []
+        write_file(environments, json.dumps([*earlier, environment], indent=2).encode())
+        write_file(self.config_file, config.to_json().encode())
+
+    def open_tensorboard(self) -> None:
+        """Writes what is logged from now on into TensorBoard files too.
+
+        Raises:
+          UserError: tensorboardX is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--tensorboard needs tensorboardX; install it with pip install -e '.[tensorboard]'"
+            ) from None
+        self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for."""
+        with saving(self.metrics_file), self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._tensorboard is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the logged records; a last line that was cut off is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def rewind(self, step: int) -> None:
+        """Drops the records of steps after `step`, which will be run again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        write_file(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def _differences(there: Config, here: Config) -> list[str]:
+    """Returns a phrase for each field in which the configs differ."""
+
+    def fields(values: dict[str, Any], owner: str = "") -> dict[str, Any]:
+        flat = {}
+        for name, value in values.items():
+            nested = isinstance(value, dict) and not name.endswith("options")
+            flat |= fields(value, f"{owner}{name}.") if nested else {f"{owner}{name}": value}
+        return flat
+
+    old, new = fields(dataclasses.asdict(there)), fields(dataclasses.asdict(here))
+    return [
+        f"{name} {old[name]!r} there, {new[name]!r} here" for name in new if old[name] != new[name]
+    ]
+
+
+def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]:
+    """Returns what else a result depends on: versions, devices, git revision, data, command."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {"bilstm_attn": __version__}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [device.device_kind for device in devices],
+        "git_revision": git_revision(Path(__file__).parent),
+        "data_sha256": data_sha256,
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Returns the commit of the checkout that `folder` is in, `+changes` if files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

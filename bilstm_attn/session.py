@@ -1,0 +1,225 @@
+"""What the scripts do: a training run and an evaluation, from config to the last line printed."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilstm_attn.checkpoint import Exported, load_model
+from bilstm_attn.config import Config
+from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
+from bilstm_attn.data.cache import TokenCache, cache_folder, default_cache_dir, open_tokens
+from bilstm_attn.errors import UserError
+from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
+from bilstm_attn.metrics import measure
+from bilstm_attn.model import Model
+from bilstm_attn.objectives import OBJECTIVES
+from bilstm_attn.registry import make
+from bilstm_attn.report import draw_curves
+from bilstm_attn.run import Run, describe_environment
+from bilstm_attn.sharding import make_mesh, place_whole
+from bilstm_attn.terminal import Show, percent
+from bilstm_attn.text import Vocabulary
+from bilstm_attn.train import Interrupted, train
+
+
+def prepare_tokens(
+    dataset: str, cache: Path | None, data_dir: Path | None, archive: Path | None, show: Show
+) -> TokenCache:
+    """Returns the tokens of `dataset`, prepared with a bar if they are not there yet.
+
+    Raises:
+      UserError: they cannot be had; says what to do.
+    """
+    folder = cache_folder(dataset, cache or default_cache_dir())
+    made = not folder.exists()
+    with show.progress() as progress:
+        tokens = open_tokens(
+            dataset, folder.parent, data_dir=data_dir, archive=archive, progress=progress
+        )
+    show.say(f"{'prepared' if made else 'found'} the tokens of {dataset} in {folder}")
+    return tokens
+
+
+def run_training(
+    config: Config,
+    *,
+    runs: Path,
+    resume: bool,
+    cache: Path | None,
+    data_dir: Path | None,
+    archive: Path | None,
+    devices: int | None,
+    log_every_steps: int,
+    tensorboard: bool,
+) -> int:
+    """Trains `config` in its folder below `runs`; returns the exit status.
+
+    Raises:
+      UserError: a mistake in the config, the data or the folder; says what to do.
+    """
+    show = Show()
+    mesh = make_mesh(config.data.batch_size, devices)
+    check_names(config)
+    folder = runs / config.name / f"seed{config.seed}"
+    run = Run(folder)
+    run.check(config, resume=resume)
+    tokens = prepare_tokens(config.data.dataset, cache, data_dir, archive, show)
+    environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+    run.start(config, environment)
+    if tensorboard:
+        run.open_tensorboard()
+
+    all_training = tokens.split("train")
+    counts = all_training.counts + 1
+    show.say(
+        f"{len(counts):,} training reviews: longest {counts.max()}, "
+        f"mean {counts.mean():.5f} tokens, with the start token"
+    )
+    training_rows, validation_rows = draw_parts(len(counts), config.data, config.seed)
+    vocabulary = count_vocabulary(tokens, training_rows, config.data.vocabulary_size)
+    model = Model(config.model, vocabulary.size)
+    training = _examples(tokens, "train", training_rows, vocabulary, config)
+    if config.train.each_epoch == "test":
+        watched = split_examples(tokens, "test", vocabulary, config)
+    else:
+        watched = _examples(tokens, "train", validation_rows, vocabulary, config)
+    show.say(
+        f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
+        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}"
+    )
+    command = ["python", *sys.argv] + ([] if resume else ["--resume"])
+    try:
+        chosen = train(
+            config,
+            model,
+            vocabulary,
+            training,
+            watched,
+            run=run,
+            mesh=mesh,
+            show=show,
+            log_every_steps=log_every_steps,
+        )
+    except Interrupted as interrupted:
+        show.say(
+            f"stopped at step {interrupted.step}; its state is saved; go on with\n  {shlex.join(command)}"
+        )
+        return 130
+    report_split = config.train.each_epoch
+    if report_split == "validation" and "test" in tokens.splits:
+        _measure_test_once(run, tokens, mesh, show)
+    elif report_split == "validation":
+        selected = "" if config.train.select == "last" else ", selected on these very reviews"
+        show.say(
+            f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
+            f"{chosen['epoch']} ({watched.size:,} reviews{selected})"
+        )
+    else:
+        show.say(f"test accuracy {percent(chosen['test_accuracy'])} after epoch {chosen['epoch']}")
+    draw_curves(run.records(), report_split, run.curves)
+    show.say(f"curves   {run.curves}")
+    show.say(f"run      {folder}")
+    show.say(f'try it   python scripts/predict.py {folder} "A film to see twice, and then again."')
+    return 0
+
+
+def check_names(config: Config) -> None:
+    """Raises a `UserError` for a name or option of `config` that no table knows, before any work."""
+    jax.eval_shape(Model(config.model, vocabulary_size=5).init, jax.random.key(0))
+    make("objective", OBJECTIVES, config.train.objective, config.train.objective_options)
+    cache_folder(config.data.dataset, Path())
+
+
+def split_examples(
+    tokens: TokenCache, split: str, vocabulary: Vocabulary, config: Config
+) -> Examples:
+    """Returns the reviews of a split, or of `validation`: those held out from training by seed.
+
+    Raises:
+      UserError: the data set has no such split, or nothing was held out.
+    """
+    if split != "validation":
+        rows = np.arange(len(tokens.split(split).labels))
+        return _examples(tokens, split, rows, vocabulary, config)
+    reviews = len(tokens.split("train").labels)
+    _, rows = draw_parts(reviews, config.data, config.seed)
+    if len(rows) == 0:
+        raise UserError("this run held out no validation reviews; give --split test")
+    return _examples(tokens, "train", rows, vocabulary, config)
+
+
+def _examples(
+    tokens: TokenCache, split: str, rows: np.ndarray, vocabulary: Vocabulary, config: Config
+) -> Examples:
+    return select_examples(
+        tokens.split(split), rows, vocabulary, tokens.lexicon(), config.data.max_tokens
+    )
+
+
+def measure_split(
+    exported: Exported, run: Run, tokens: TokenCache, split: str, mesh: Any, show: Show
+) -> dict[str, float]:
+    """Returns every measure of the exported model over a labelled split; saves the predictions.
+
+    Raises:
+      UserError: there is no such split, or it has no labels.
+    """
+    config = exported.config
+    examples = split_examples(tokens, split, exported.vocabulary, config)
+    if (examples.labels < 0).any():
+        raise UserError(f"split {split!r} has no labels to measure against; give --split test")
+    model = Model(config.model, exported.vocabulary.size)
+    with show.bar(f"evaluate {split}", examples.size, 0) as bar:
+        logits = predict_logits(
+            make_logits_step(model, mesh),
+            place_whole(exported.params, mesh),
+            examples,
+            config.data,
+            mesh,
+            bar.advance,
+        )
+    save_predictions(run.predictions(split), examples, logits)
+    return measure(logits, examples.labels)
+
+
+def _measure_test_once(run: Run, tokens: TokenCache, mesh: Any, show: Show) -> None:
+    """Measures the exported epoch on the test split and logs it, if that is not done yet."""
+    done = [record for record in run.records() if record["kind"] == "final"]
+    if done:
+        measured = done[0]
+    else:
+        exported = load_model(run.exported())
+        measured = measure_split(exported, run, tokens, "test", mesh, show)
+        epochs = [record for record in run.records() if record["kind"] == "epoch"]
+        run.log({"kind": "final", "step": epochs[-1]["step"], "split": "test", **measured})
+    show.say(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
+
+
+def run_evaluation(
+    folder: Path,
+    split: str,
+    *,
+    cache: Path | None,
+    data_dir: Path | None,
+    archive: Path | None,
+    devices: int | None,
+) -> int:
+    """Measures a run's exported model on a split and prints it; returns the exit status.
+
+    Raises:
+      UserError: not a run, no such split, or no data; says what to do.
+    """
+    show, run = Show(), Run(folder)
+    exported = load_model(run.exported())
+    config = exported.config
+    mesh = make_mesh(config.data.batch_size, devices)
+    tokens = prepare_tokens(config.data.dataset, cache, data_dir, archive, show)
+    measured = measure_split(exported, run, tokens, split, mesh, show)
+    for name, value in measured.items():
+        show.say(f"{name.replace('_', ' '):18} {value:.6f}")
+    show.say(f"predictions        {run.predictions(split)}")
+    return 0

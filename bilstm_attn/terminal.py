@@ -1,0 +1,151 @@
+"""What a person sees: lines, bars, and one-line errors. On a file or a pipe, lines alone."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from bilstm_attn.errors import UserError
+
+T = TypeVar("T")
+
+
+class Bar(Protocol):
+    """A bar that is being drawn."""
+
+    def advance(self, units: int) -> None:
+        """Moves on by `units`."""
+
+    def describe(self, what: str) -> None:
+        """Changes the words behind the bar."""
+
+
+class _Speed(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed and speed >= 10 else "", style="progress.data.speed")
+
+
+class Show:
+    """Prints a run's progress to a terminal."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        self.console.print(line, markup=False)
+
+    def progress(self) -> Progress:
+        """Returns a display for bars; it draws nothing where there is no terminal."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int, done: int) -> Iterator[Bar]:
+        """Draws a bar of `total` units, `done` of them already done."""
+        with self.progress() as progress:
+            task = progress.add_task(description, total=total, completed=done, what="")
+
+            class Drawn:
+                def advance(self, units: int) -> None:
+                    progress.advance(task, units)
+
+                def describe(self, what: str) -> None:
+                    progress.update(task, what=what)
+
+            yield Drawn()
+
+    def epoch(self, record: dict[str, Any], split: str) -> None:
+        """Prints the line of an epoch."""
+        self.say(
+            f"epoch {record['epoch']}  train loss {record['train_loss']:.4f} "
+            f"accuracy {percent(record['train_accuracy'])}  "
+            f"{split} loss {record[f'{split}_loss']:.4f} "
+            f"accuracy {percent(record[f'{split}_accuracy'])}  "
+            f"{record['reviews_per_second']:,.0f} reviews/s  {record['seconds']:.1f} s"
+        )
+
+
+def percent(share: float) -> str:
+    """Returns `0.87934` as `87.93 %`."""
+    return f"{100 * share:.2f} %"
+
+
+def parse(
+    kind: Callable[..., T],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    default: T | None = None,
+) -> T:
+    """Returns `kind`, a dataclass, filled from the command line by tyro.
+
+    Raises:
+      UserError: an unknown flag, or a value of the wrong type or out of range, in one line.
+    """
+    import tyro
+
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                kind,
+                args=arguments,
+                prog=program,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **given,
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        # tyro draws a box: its title, its lines, rules between them, and where the help is.
+        lines = [line.strip("│ ").strip() for line in box.getvalue().splitlines()]
+        lines = [line for line in lines if line and not re.match("[╭╰─]", line)]
+        message = " ".join(line for line in lines if "full helptext" not in line)
+        raise UserError(f"{message}; see {program} --help") from None
+
+
+def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs `main` on the command line; a `UserError` becomes one line and status 2."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader, as head does, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

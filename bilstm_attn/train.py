@@ -1,0 +1,267 @@
+"""Train state, the pure step, and the loop."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from bilstm_attn.checkpoint import Checkpoints, export_model
+from bilstm_attn.config import Config
+from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
+from bilstm_attn.dropout import stream
+from bilstm_attn.errors import UserError
+from bilstm_attn.evaluate import make_logits_step, predict_logits
+from bilstm_attn.metrics import measure
+from bilstm_attn.model import Model
+from bilstm_attn.objectives import OBJECTIVES, Objective
+from bilstm_attn.optim import make_optimizer
+from bilstm_attn.registry import make
+from bilstm_attn.run import Run
+from bilstm_attn.sharding import AXIS, ROWS, WHOLE, batch_shape, place_batch, place_whole
+from bilstm_attn.terminal import Show
+from bilstm_attn.text import Vocabulary
+from bilstm_attn.types import Batch, Keys, Params, Sums
+
+
+class TrainState(NamedTuple):
+    """All that the next step depends on, beside the config."""
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer: Any
+    sums: Sums  # over the epoch so far
+
+
+TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]
+
+
+def zero_sums() -> Sums:
+    """Returns the sums over no review."""
+    return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
+
+
+def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Returns the state before the first step."""
+    params = model.init(stream(jax.random.key(seed), "params"))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
+
+
+def make_train_step(
+    model: Model, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainStep:
+    """Returns the compiled step: state, batch and the run's key to the next state and the sums.
+
+    Each device differentiates the loss of its rows; gradients and sums are added over the mesh once,
+    after the backward pass, and divided by the weight of the whole batch. The state is donated.
+    """
+
+    def of_rows(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Sums]:
+        def loss(params: Params) -> tuple[Array, Sums]:
+            sums = objective(model, params, batch, keys)
+            return sums.loss, sums
+
+        return lax.psum(jax.grad(loss, has_aux=True)(params), AXIS)
+
+    # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
+    over_mesh = jax.shard_map(
+        of_rows, mesh=mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=WHOLE, check_vma=False
+    )
+
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), batch.length.shape[0])
+        gradients, sums = over_mesh(state.params, batch, keys)
+        mean = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), gradients)
+        updates, optimizer_state = optimizer.update(mean, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state, state.sums.add(sums)), sums
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second press stops at once."""
+    pressed = []
+
+    def press(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; the state at `step` is saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+
+def train(
+    config: Config,
+    model: Model,
+    vocabulary: Vocabulary,
+    training: Examples,
+    watched: Examples,
+    *,
+    run: Run,
+    mesh: Mesh,
+    show: Show,
+    log_every_steps: int = 10,
+) -> dict[str, Any]:
+    """Trains to the config's last epoch, from the newest checkpoint in `run` if there is one.
+
+    `watched` is the split `config.train.each_epoch` names; it is measured after each epoch, and by
+    `config.train.select` decides which epoch is exported.
+
+    Returns:
+      The record of the exported epoch.
+
+    Raises:
+      UserError: the loss is not finite, or the run cannot be written. Earlier checkpoints stay.
+      Interrupted: Ctrl-C was pressed.
+    """
+    objective = make(
+        "objective", OBJECTIVES, config.train.objective, config.train.objective_options
+    )
+    steps_per_epoch = -(-training.size // config.data.batch_size)
+    optimizer = make_optimizer(config.optim, steps_per_epoch * config.train.epochs)
+    step_fn = make_train_step(model, objective, optimizer, mesh)
+    logits_of = make_logits_step(model, mesh)
+    state = place_whole(initial_state(model, optimizer, config.seed), mesh)
+    key = stream(jax.random.key(config.seed), "dropout")
+
+    with Checkpoints(run.checkpoints) as checkpoints, interruptible() as is_interrupted:
+        restored = checkpoints.restore(state, show.say)
+        epochs: list[dict[str, Any]] = []
+        if restored is not None:
+            state, record = restored
+            epochs = record["epochs"]
+            run.rewind(int(state.step))
+            show.say(f"resuming at step {int(state.step)}")
+        if len(epochs) < config.train.epochs:
+            compiled = _compile(step_fn, state, key, config, training, mesh, show)
+        while len(epochs) < config.train.epochs:
+            epoch, begun = len(epochs), time.perf_counter()
+            plans = plan_epoch(training.lengths, config.data, config.seed, epoch)
+            skipped = int(state.step) - epoch * steps_per_epoch
+            if skipped == 0:
+                state = state._replace(sums=place_whole(zero_sums(), mesh))
+            pending: list[Sums] = []  # of dispatched steps whose sums are still on the device
+            done = sum(len(plan.examples) for plan in plans[:skipped])
+            resumed_at = done
+            with show.bar(f"epoch {epoch + 1}/{config.train.epochs}", training.size, done) as bar:
+                for index, plan in enumerate(plans[skipped:], start=skipped + 1):
+                    batch = place_batch(read_batch(training, plan, config.data), mesh)
+                    state, sums = compiled[plan.edge](state, batch, key)
+                    pending.append(sums)
+                    done += len(plan.examples)
+                    step = epoch * steps_per_epoch + index
+                    stop = is_interrupted()
+                    # One step stays in flight while earlier sums are read.
+                    keep = 0 if stop or index == len(plans) else 1
+                    if keep == 0 or step % log_every_steps == 0:
+                        ready, pending = (
+                            pending[: len(pending) - keep],
+                            pending[len(pending) - keep :],
+                        )
+                        _log_steps(ready, step - keep, epoch, run, bar)
+                    bar.advance(len(plan.examples))
+                    if stop:
+                        checkpoints.save(step, state, {"epochs": epochs})
+                        raise Interrupted(step)
+            seconds = time.perf_counter() - begun
+            trained = jax.device_get(state.sums)
+            record = {
+                "epoch": epoch + 1,
+                "step": int(state.step),
+                "train_loss": float(trained.loss / trained.weight),
+                "train_accuracy": float(trained.correct / trained.weight),
+                "seconds": seconds,
+                "reviews_per_second": (training.size - resumed_at) / seconds,
+            }
+            split = config.train.each_epoch
+            with show.bar(f"evaluate {split}", watched.size, 0) as bar:
+                logits = predict_logits(
+                    logits_of, state.params, watched, config.data, mesh, bar.advance
+                )
+            measured = measure(logits, watched.labels)
+            record |= {f"{split}_{name}": value for name, value in measured.items()}
+            epochs.append(record)
+            run.log({"kind": "epoch", **record})
+            show.epoch(record, split)
+            if chosen_epoch(config, epochs) is record:
+                export_model(run.model, jax.device_get(state.params), config, vocabulary)
+            checkpoints.save(int(state.step), state, {"epochs": epochs})
+    return chosen_epoch(config, epochs)
+
+
+def chosen_epoch(config: Config, epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the record of the epoch to export; of equally good ones the first."""
+    if config.train.select == "last":
+        return epochs[-1]
+    return max(epochs, key=lambda record: record[f"{config.train.each_epoch}_accuracy"])
+
+
+def _compile(
+    step_fn: Any,
+    state: TrainState,
+    key: Key[Array, ""],
+    config: Config,
+    training: Examples,
+    mesh: Mesh,
+    show: Show,
+) -> dict[int, TrainStep]:
+    """Returns the step compiled for each length that the training reviews can be padded to."""
+    needed = {
+        next(edge for edge in config.data.edges if edge >= length)
+        for length in np.unique(training.lengths)
+    }
+    begun, compiled = time.perf_counter(), {}
+    with show.bar("compile", len(needed), 0) as bar:
+        for edge in sorted(needed):
+            batch = batch_shape(config.data.batch_size, edge, mesh)
+            compiled[edge] = step_fn.lower(state, batch, key).compile()
+            bar.advance(1)
+    lengths = ", ".join(str(edge) for edge in compiled)
+    show.say(
+        f"compiled {len(compiled)} shapes ({config.data.batch_size} reviews × {lengths} tokens) "
+        f"in {time.perf_counter() - begun:.1f} s"
+    )
+    return compiled
+
+
+def _log_steps(ready: list[Sums], step: int, epoch: int, run: Run, bar: Any) -> None:
+    """Logs the mean over steps that ended with `step`; their sums come to the host together.
+
+    Raises:
+      UserError: a loss is not finite.
+    """
+    if not ready:
+        return
+    fetched: list[Sums] = jax.device_get(ready)
+    for index, sums in enumerate(fetched, start=step - len(fetched) + 1):
+        if not np.isfinite(sums.loss):
+            raise UserError(
+                f"the loss is not finite at step {index} (epoch {epoch + 1}); the last good "
+                "checkpoint is kept; lower --optim.learning-rate or set --optim.clip-norm 1, with "
+                "another --name"
+            )
+    loss, correct, weight = (float(sum(values)) for values in zip(*fetched, strict=True))
+    means = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
+    run.log({"kind": "train", "step": step, "epoch": epoch + 1, **means})
+    bar.describe(f"loss {means['loss']:.3f}")

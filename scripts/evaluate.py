@@ -1,0 +1,45 @@
+"""Measures a run on a split: `python scripts/evaluate.py RUN [--split test]`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bilstm_attn.terminal import parse, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run's folder, runs/RECIPE/seedN."""
+    split: str = "test"
+    """test, validation (the reviews this run held out) or train."""
+    cache: Path | None = None
+    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; None is its own default."""
+    archive: Path | None = None
+    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+    devices: int | None = None
+    """Devices to share each batch; None is every accelerator, or every core."""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluates; returns the exit status."""
+    parsed = parse(
+        Arguments,
+        arguments,
+        program="scripts/evaluate.py",
+        description="Measures a run's model over a whole split and saves a prediction a review.",
+    )
+    from bilstm_attn.session import run_evaluation  # after parsing: jax takes seconds to import
+
+    given = vars(parsed)
+    return run_evaluation(given.pop("run"), given.pop("split"), **given)
+
+
+if __name__ == "__main__":
+    run_script(main)

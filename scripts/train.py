@@ -1,0 +1,66 @@
+"""Trains a recipe: `python scripts/train.py RECIPE [--seed N] [--model.hidden-size 128 ...]`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from bilstm_attn.config import Config, load_recipe, recipe_names
+from bilstm_attn.terminal import parse, run_script
+
+RECIPES = Path(__file__).parent.parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArguments:
+    """Where and how to run; changes no number."""
+
+    runs: Path = Path("runs")
+    """Where runs lie: each in a folder NAME/seedN."""
+    resume: bool = False
+    """Continue this run from its newest checkpoint."""
+    cache: Path | None = None
+    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; None is its own default."""
+    archive: Path | None = None
+    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+    devices: int | None = None
+    """Devices to share each batch; None is every accelerator, or every core."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run's folder too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run: Annotated[RunArguments, arg(name="")]
+    config: Annotated[Config, arg(name="")]
+
+
+def main(arguments: list[str]) -> int:
+    """Trains; returns the exit status."""
+    names = ", ".join(recipe_names(RECIPES))
+    if not arguments or arguments[0].startswith("-"):
+        print(f"usage: scripts/train.py RECIPE [OPTIONS]\n\nrecipes: {names}, or a Python file\n")
+        print("scripts/train.py RECIPE --help lists every option and field.")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    recipe, *rest = arguments
+    parsed = parse(
+        Arguments,
+        rest,
+        program=f"scripts/train.py {recipe}",
+        description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file.",
+        default=Arguments(RunArguments(), load_recipe(recipe, RECIPES)),
+    )
+    from bilstm_attn.session import run_training  # after parsing: jax takes seconds to import
+
+    return run_training(parsed.config, **vars(parsed.run))
+
+
+if __name__ == "__main__":
+    run_script(main)
