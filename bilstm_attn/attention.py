@@ -41,8 +41,8 @@ class Additive(Attention):
     """`score[t] = v . tanh(states[t] W_1 + query W_2 + b)`.
 
     Bahdanau et al., 2015, arXiv:1409.0473, appendix A.1.2.
-    Deviation: one bias b, as the tutorial's dense layers have; a bias on the score itself cancels in
-    the softmax.
+    Deviation: one bias b, as the tutorial's dense layers have; a bias on the score itself cancels
+    in the softmax.
     """
 
     def __init__(self, states_size: int, attention_size: int, *, rngs: nnx.Rngs):

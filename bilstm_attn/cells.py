@@ -38,8 +38,8 @@ class LSTM(Cell):
         h' = sigmoid(o) tanh(c')
 
     Hochreiter and Schmidhuber, 1997, with Gers et al., 2000; no peepholes. Initial values as in
-    Keras: W Glorot-uniform, U orthogonal, b zero but `forget_bias` at the forget gate (Jozefowicz et
-    al., 2015).
+    Keras: W Glorot-uniform, U orthogonal, b zero but `forget_bias` at the forget gate (Jozefowicz
+    et al., 2015).
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What a run leaves on disk: checkpoints to resume from, and one exported file to use.
 
-Checkpoints are orbax's; the exported model is a safetensors file. Both restore flipped bytes without
-a word, so each carries a digest of its own that is checked.
+Checkpoints are orbax's; the exported model is a safetensors file. Both restore flipped bytes
+without a word, so each carries a digest of its own that is checked.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ class Checkpoints:
             self._open.wait_until_finished()
 
     def restore(self, like: Any, say) -> tuple[Any, dict[str, Any]] | None:
-        """Returns state and record of the newest whole checkpoint, or None if there is no checkpoint.
+        """Returns state and record of the newest whole checkpoint, or None if there is none.
 
         Args:
           like: a state of the same structure and placement.

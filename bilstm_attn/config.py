@@ -53,7 +53,7 @@ class DataConfig:
     batch_size: int = 256
     """Reviews a step, over all devices."""
     bucket_edges: tuple[int, ...] = (128, 192, 256, 352)
-    """Batches are padded to the first of these that fits, else to max_tokens: the compiled shapes."""
+    """Batches are padded to the first of these that fits, else to max_tokens: compiled shapes."""
     window_batches: int = 25
     """Reviews are sorted by length within windows of so many batches, after shuffling."""
 

@@ -46,8 +46,8 @@ def roc_auc(logits: np.ndarray, labels: np.ndarray) -> float:
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns `sum_bin share(bin) |accuracy(bin) - mean confidence(bin)|`.
 
-    Guo et al., 2017, arXiv:1706.04599, eq. 3 (ECE); confidence is the probability of the label said,
-    in `CALIBRATION_BINS` equal bins of (0, 1].
+    Guo et al., 2017, arXiv:1706.04599, eq. 3 (ECE); confidence is the probability of the label
+    said, in `CALIBRATION_BINS` equal bins of (0, 1].
     """
     positive = sigmoid(logits)
     confidence = np.maximum(positive, 1 - positive)

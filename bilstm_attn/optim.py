@@ -19,8 +19,8 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980), with clipping and decay if asked for.
 
-    Deviation from Keras: epsilon is added to the corrected root, as in the paper; Keras adds it before
-    the correction of bias ("epsilon hat"). At 1e-7 the two agree after the first steps.
+    Deviation from Keras: epsilon is added to the corrected root, as in the paper; Keras adds it
+    before the correction of bias ("epsilon hat"). At 1e-7 the two agree after the first steps.
     """
     chain = []
     if config.clip_norm is not None:

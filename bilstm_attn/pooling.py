@@ -26,7 +26,8 @@ class Pooling(nnx.Module):
 def weighted_sum(weights: Weights, states: States) -> Context:
     """Returns `sum_t weights[t] states[t]`.
 
-    Multiply and sum: as an einsum XLA transposes both operands on CPU, which costs a fifth of a step.
+    Multiply and sum: as an einsum XLA transposes both operands on CPU, which costs a fifth of a
+    step.
     """
     return (weights[..., None] * states).sum(axis=0)
 

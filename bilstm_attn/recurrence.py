@@ -52,8 +52,8 @@ def recur(
 
         carry[t] = step(carry[t - 1], noise * inputs[t])  where t < lengths, else carry[t - 1]
 
-    `reverse` walks the index down: the padding comes first and leaves the initial carry as it is, so
-    that the walk over a review begins at its last token. Nothing is flipped.
+    `reverse` walks the index down: the padding comes first and leaves the initial carry as it is,
+    so that the walk over a review begins at its last token. Nothing is flipped.
 
     Args:
       cell: the step and its initial carry.
@@ -63,8 +63,8 @@ def recur(
       noise: `[b e]`, multiplies the inputs of all time steps, or none.
 
     Returns:
-      The hidden state after every token, `[t b h]`, zero at padding; and the one after the walk's last
-      token, `[b h]`, zero for an empty review.
+      The hidden state after every token, `[t b h]`, zero at padding; and the one after the walk's
+      last token, `[b h]`, zero for an empty review.
     """
     steps, batch_size, _ = inputs.shape
 

@@ -101,12 +101,12 @@ class Run:
             )
         if not resume:
             raise UserError(
-                f"{self.folder} holds this run already; continue it with --resume, or give --name or "
-                "--seed for another"
+                f"{self.folder} holds this run already; continue it with --resume, or give --name "
+                "or --seed for another"
             )
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Makes the folder; writes the config, and adds `environment` to those of earlier sessions."""
+        """Makes the folder; writes the config, and adds `environment` to earlier ones."""
         environments = self.folder / "environment.json"
         earlier = json.loads(environments.read_text()) if environments.exists() else []
         write_file(environments, json.dumps([*earlier, environment], indent=2).encode())
@@ -179,7 +179,7 @@ def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]
 
 
 def git_revision(folder: Path) -> str | None:
-    """Returns the commit of the checkout that `folder` is in, `+changes` if files differ from it."""
+    """Returns the commit of the checkout `folder` is in, `+changes` if files differ from it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

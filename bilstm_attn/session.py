@@ -11,7 +11,7 @@ import numpy as np
 from bilstm_attn.checkpoint import Exported, load_model
 from bilstm_attn.config import Config
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
-from bilstm_attn.data.cache import TokenCache, cache_folder, default_cache_dir, open_tokens
+from bilstm_attn.data.cache import TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.metrics import measure
@@ -24,24 +24,6 @@ from bilstm_attn.sharding import make_mesh, place_whole
 from bilstm_attn.terminal import Show, percent
 from bilstm_attn.text import Vocabulary
 from bilstm_attn.train import Interrupted, train
-
-
-def prepare_tokens(
-    dataset: str, cache: Path | None, data_dir: Path | None, archive: Path | None, show: Show
-) -> TokenCache:
-    """Returns the tokens of `dataset`, prepared with a bar if they are not there yet.
-
-    Raises:
-      UserError: they cannot be had; says what to do.
-    """
-    folder = cache_folder(dataset, cache or default_cache_dir())
-    made = not folder.exists()
-    with show.progress() as progress:
-        tokens = open_tokens(
-            dataset, folder.parent, data_dir=data_dir, archive=archive, progress=progress
-        )
-    show.say(f"{'prepared' if made else 'found'} the tokens of {dataset} in {folder}")
-    return tokens
 
 
 def run_training(
@@ -67,7 +49,9 @@ def run_training(
     folder = runs / config.name / f"seed{config.seed}"
     run = Run(folder)
     run.check(config, resume=resume)
-    tokens = prepare_tokens(config.data.dataset, cache, data_dir, archive, show)
+    tokens = prepare_tokens(
+        config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
+    )
     environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
     run.start(config, environment)
     if tensorboard:
@@ -106,7 +90,8 @@ def run_training(
         )
     except Interrupted as interrupted:
         show.say(
-            f"stopped at step {interrupted.step}; its state is saved; go on with\n  {shlex.join(command)}"
+            f"stopped at step {interrupted.step}; its state is saved; go on with\n"
+            f"  {shlex.join(command)}"
         )
         return 130
     report_split = config.train.each_epoch
@@ -128,7 +113,7 @@ def run_training(
 
 
 def check_names(config: Config) -> None:
-    """Raises a `UserError` for a name or option of `config` that no table knows, before any work."""
+    """Raises a `UserError` for a name or option in `config` that no table knows."""
     jax.eval_shape(Model(config.model, vocabulary_size=5).init, jax.random.key(0))
     make("objective", OBJECTIVES, config.train.objective, config.train.objective_options)
     cache_folder(config.data.dataset, Path())
@@ -217,7 +202,9 @@ def run_evaluation(
     exported = load_model(run.exported())
     config = exported.config
     mesh = make_mesh(config.data.batch_size, devices)
-    tokens = prepare_tokens(config.data.dataset, cache, data_dir, archive, show)
+    tokens = prepare_tokens(
+        config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
+    )
     measured = measure_split(exported, run, tokens, split, mesh, show)
     for name, value in measured.items():
         show.say(f"{name.replace('_', ' '):18} {value:.6f}")

@@ -1,5 +1,6 @@
 """The mesh: which devices share a batch, and where batch and state lie."""
 
+import contextlib
 import os
 from typing import TypeVar
 
@@ -20,8 +21,8 @@ WHOLE = PartitionSpec()  # every device has all of it
 def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
     """Returns a mesh over `devices` devices; None takes every accelerator, or every CPU core.
 
-    A CPU becomes as many devices as it shares a batch over, so that one program serves a laptop and a
-    node of GPUs. Must come before any other use of jax.
+    A CPU becomes as many devices as it shares a batch over, so that one program serves a laptop
+    and a node of GPUs. Must come before any other use of jax.
 
     Raises:
       UserError: there are not so many devices, or they do not divide the batch.
@@ -30,16 +31,16 @@ def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if devices is None:
         devices = max(n for n in range(1, (cores or 1) + 1) if batch_size % n == 0)
-    try:
+    # Where jax is in use already, as in a notebook, its devices are what there is.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:
-        pass  # jax is in use already, as in a notebook; its devices are what there is
     available = jax.devices()
     if wanted is None:
         devices = min(devices, len(available)) if jax.default_backend() == "cpu" else len(available)
     if devices < 1 or devices > len(available):
         raise UserError(
-            f"--devices must be from 1 to {len(available)} on {jax.default_backend()}, got {devices}"
+            f"--devices must be from 1 to {len(available)} on {jax.default_backend()}, "
+            f"got {devices}"
         )
     if batch_size % devices:
         raise UserError(

@@ -60,8 +60,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the compiled step: state, batch and the run's key to the next state and the sums.
 
-    Each device differentiates the loss of its rows; gradients and sums are added over the mesh once,
-    after the backward pass, and divided by the weight of the whole batch. The state is donated.
+    Each device differentiates the loss of its rows; gradients and sums are added over the mesh
+    once, after the backward pass, and divided by the weight of the whole batch. The state is
+    donated.
     """
 
     def of_rows(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Sums]:

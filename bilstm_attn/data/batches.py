@@ -60,7 +60,7 @@ def draw_parts(reviews: int, config: DataConfig, seed: int) -> tuple[np.ndarray,
 
 
 def count_vocabulary(cache: TokenCache, rows: np.ndarray, size: int) -> Vocabulary:
-    """Returns the `size - 4` most frequent words of training reviews `rows`, ties alphabetically."""
+    """Returns the `size - 4` most frequent words of training reviews `rows`, ties by word."""
     split = cache.split("train")
     chosen = np.zeros(len(split.labels), bool)
     chosen[rows] = True
@@ -95,8 +95,8 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
     """Returns the batches of a training epoch.
 
     Reviews are shuffled; windows of `window_batches` batches are each sorted by length and cut; the
-    batches are shuffled again. So a batch holds reviews of similar length, and which ones changes from
-    epoch to epoch. Every review comes once.
+    batches are shuffled again. So a batch holds reviews of similar length, and which ones changes
+    from epoch to epoch. Every review comes once.
     """
     numbers = random_numbers(seed, "order", epoch)
     order = numbers.permutation(len(lengths))

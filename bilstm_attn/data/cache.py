@@ -1,9 +1,9 @@
 """The token cache: every review of a data set, tokenised once.
 
-A folder per data set holds a lexicon (all its distinct words, in alphabetical order), and per split the
-reviews' words as one flat array of positions in the lexicon. It does not depend on a run's vocabulary,
-truncation or seed, so one cache serves every run; and it needs neither the archive nor
-tensorflow-datasets, so it can be carried to another machine.
+A folder per data set holds a lexicon (all its distinct words, in alphabetical order), and per
+split the reviews' words as one flat array of positions in the lexicon. It does not depend on a
+run's vocabulary, truncation or seed, so one cache serves every run; and it needs neither the
+archive nor tensorflow-datasets, so it can be carried to another machine.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import Progress
 
-from bilstm_attn.data.sources import DATASETS
+from bilstm_attn.data.sources import DATASETS, Source
 from bilstm_attn.errors import UserError
 from bilstm_attn.registry import look_up
+from bilstm_attn.terminal import Show
 from bilstm_attn.text import TOKENISER_VERSION, tokenise
 
 CACHE_VERSION = 1
@@ -93,61 +93,62 @@ def cache_folder(dataset: str, cache_dir: Path) -> Path:
     return cache_dir / f"{dataset}-{version}-tokens{TOKENISER_VERSION}.{CACHE_VERSION}"
 
 
-def open_tokens(
+def prepare_tokens(
     dataset: str,
-    cache_dir: Path,
     *,
+    show: Show,
+    cache: Path | None = None,
     data_dir: Path | None = None,
     archive: Path | None = None,
-    progress: Progress | None = None,
 ) -> TokenCache:
-    """Returns the tokens of `dataset`, made from its source if `cache_dir` does not hold them yet.
+    """Returns the tokens of `dataset`, made from its source if they are not there yet.
 
     Args:
       dataset: a name in `DATASETS`.
-      cache_dir: where caches lie, one folder a data set.
-      data_dir: where tensorflow-datasets keeps its data, or its default.
+      show: where progress is shown.
+      cache: where caches lie, a folder a data set; None is `default_cache_dir()`.
+      data_dir: where tensorflow-datasets keeps its data; None is its own default.
       archive: a local archive of the data set.
-      progress: a bar to advance, a unit a review.
 
     Raises:
       UserError: the reviews cannot be found, read or written; says what to do.
     """
-    folder = cache_folder(dataset, cache_dir)
-    if not folder.exists():
-        source = DATASETS[dataset](data_dir=data_dir, archive=archive)
-        partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
-        try:
-            partial.mkdir(parents=True)
-            _write(source, partial, progress)
-            if not folder.exists():  # another process may have been faster
-                partial.rename(folder)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the token cache {folder}: {error.strerror or error}; "
-                "free some space or give another place with --cache"
-            ) from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    folder = cache_folder(dataset, cache or default_cache_dir())
+    if folder.exists():
+        show.say(f"found the tokens of {dataset} in {folder}")
+        return TokenCache(folder)
+    source = DATASETS[dataset](data_dir=data_dir, archive=archive)
+    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        _write(source, partial, show)
+        if not folder.exists():  # another process may have been faster
+            partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the token cache {folder} ({error.strerror or error}); free some space "
+            "or give another place with --cache"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    show.say(f"prepared the tokens of {dataset} in {folder}")
     return TokenCache(folder)
 
 
-def _write(source, folder: Path, progress: Progress | None) -> None:
+def _write(source: Source, folder: Path, show: Show) -> None:
     """Tokenises every split of `source` into `folder`; `meta.json` comes last."""
-    ids: dict[str, int] = {}
-    found = {}  # split -> words by order of discovery, offsets, labels
+    ids: dict[str, int] = {}  # by order of discovery
+    found: dict[str, tuple[array, array, array]] = {}
     digest = hashlib.sha256()
     for split in source.splits:
-        size = source.size(split)
-        task = progress.add_task(f"tokenise {split}", total=size) if progress else None
         words, offsets, labels = array("i"), array("q", [0]), array("b")
-        for text, label in source.read(split):
-            words.extend([ids.setdefault(word, len(ids)) for word in tokenise(text)])
-            offsets.append(len(words))
-            labels.append(label)
-            digest.update(f"{split}\t{label}\t{text}\n".encode())
-            if progress and task is not None:
-                progress.advance(task)
+        with show.bar(f"tokenise {split}", source.size(split), 0) as bar:
+            for text, label in source.read(split):
+                words.extend([ids.setdefault(word, len(ids)) for word in tokenise(text)])
+                offsets.append(len(words))
+                labels.append(label)
+                digest.update(f"{split}\t{label}\t{text}\n".encode())
+                bar.advance(1)
         found[split] = words, offsets, labels
     lexicon = sorted(ids)
     place = np.empty(len(lexicon), np.int32)

@@ -75,10 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _progress(items: Any, description: str, total: int) -> Any:
-    # Not below the caller's bar: two displays on one terminal spoil each other.
-    proxied = hasattr(sys.stderr, "rich_proxied_file")
-    console = Console(stderr=True)
-    return track(items, f"{description:20}", total, console=console, disable=proxied)
+    return track(items, f"{description:20}", total, console=Console(stderr=True))
 
 
 def read_archive(archive: Path) -> Reviews:
@@ -161,7 +158,7 @@ def _prepare(data_dir: Path, archive: Path | None) -> None:
         # end, so that the folder appears whole or not at all.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # array_record raises the latter
         # Another process may have finished first.
         if not folder.exists():
             raise UserError(
@@ -206,6 +203,9 @@ def read(builder: Any, split: str) -> Iterator[Review]:
         for start in range(0, len(source), _BATCH):
             keys = range(start, min(start + _BATCH, len(source)))
             for key, item in zip(keys, source.__getitems__(keys), strict=True):
+                # So array_record reads a file that ends after its first block.
+                if item["text"] is None:
+                    raise RuntimeError(f"record {key} of {split} is empty")
                 text = decode_utf8(item["text"], f"record {key} of {split} in {builder.data_dir}")
                 yield text, int(item["label"])
     except RuntimeError as error:  # array_record's: it checks every chunk

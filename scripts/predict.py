@@ -1,0 +1,87 @@
+"""Asks a run about text: `python scripts/predict.py RUN "A film to see twice."`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from bilstm_attn.errors import UserError
+from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.text import decode_utf8
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run's folder, or its model.safetensors alone."""
+    text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None
+    """A review. Without it, and without --file, reviews come from standard input, one a line."""
+    file: Path | None = None
+    """A file of reviews, one a line."""
+    top: int = 5
+    """How many of the words with most attention to list."""
+
+
+def show_prediction(prediction, top: int) -> None:
+    """Prints one prediction, its words shaded by attention."""
+    console = Console(highlight=False)
+    colour = "green" if prediction.label == "positive" else "red"
+    line = Text.assemble((prediction.label, f"bold {colour}"))
+    console.print(line + f"  probability of positive {prediction.probability:.4f}")
+    if prediction.read < prediction.given:
+        console.print(f"only the last {prediction.read} of {prediction.given} words are read")
+    listed = prediction.top(top)
+    if not listed:
+        return
+    words = (f"{prediction.text[word.start : word.stop]} {word.weight:.3f}" for word in listed)
+    console.print("most attention  " + ", ".join(words), markup=False)
+    shaded = Text(prediction.text)
+    for word in prediction.words:
+        share = round(255 * (1 - word.weight / listed[0].weight))
+        background = Color.from_rgb(255, 255, share)
+        shaded.stylize(Style(color="black", bgcolor=background), word.start, word.stop)
+    if console.color_system:
+        console.print(shaded)
+
+
+def main(arguments: list[str]) -> int:
+    """Predicts; returns the exit status."""
+    parsed = parse(
+        Arguments,
+        arguments,
+        program="scripts/predict.py",
+        description="Asks a run about a review, or about a file of them: JSON lines out.",
+    )
+    if parsed.text is not None and parsed.file is not None:
+        raise UserError("give a text or --file, not both")
+    from bilstm_attn.predict import Predictor, predict_lines  # after parsing: jax is slow to import
+    from bilstm_attn.run import Run
+
+    predictor = Predictor(parsed.run if parsed.run.is_file() else Run(parsed.run).exported())
+    if parsed.text is not None:
+        raw = parsed.text.encode("utf-8", "surrogateescape")
+        show_prediction(predictor([decode_utf8(raw, "the text")])[0], parsed.top)
+        return 0
+    try:
+        lines = parsed.file.open("rb") if parsed.file else sys.stdin.buffer
+        failed = predict_lines(
+            predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
+        )
+    except OSError as error:
+        raise UserError(f"cannot read {parsed.file}: {error.strerror}; give another file") from None
+    if failed:
+        raise UserError(f"{failed} lines could not be judged; their JSON lines say why")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
