@@ -21,8 +21,8 @@ def draw_curves(records: Sequence[dict[str, Any]], split: str, path: Path) -> No
     steps = [record for record in records if record["kind"] == "train"]
     steps_per_epoch = epochs[0]["step"]
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    panels = zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True)
-    for axes, name in panels:
+    losses, accuracies = figure.subplots(1, 2)
+    for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
         axes.plot(
             [record["step"] / steps_per_epoch for record in steps],
             [record[name] for record in steps],
@@ -34,11 +34,12 @@ def draw_curves(records: Sequence[dict[str, Any]], split: str, path: Path) -> No
         for kind, color in (("train", "tab:blue"), (split, "tab:orange")):
             values = [record[f"{kind}_{name}"] for record in epochs]
             axes.plot(ends, values, "o-", color=color, label=f"{kind}, by epoch")
-        axes.set(xlabel="epoch", title={"loss": "cross-entropy (nats)"}.get(name, name))
+        axes.set(xlabel="epoch", title=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend()
+    losses.set(title="cross-entropy (nats)")
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracies.legend()
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_file(path, image.getvalue())

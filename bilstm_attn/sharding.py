@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def place_whole(tree: Tree, mesh: Mesh) -> Tree:
 def batch_shape(batch_size: int, steps: int, mesh: Mesh) -> Batch:
     """Returns the shapes of a batch on the mesh, to compile for."""
 
-    def rows(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+    def rows(dtype: type, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, ROWS))
 
     return Batch(
@@ -71,4 +71,4 @@ def batch_shape(batch_size: int, steps: int, mesh: Mesh) -> Batch:
         length=rows(np.int32, batch_size),
         label=rows(np.int32, batch_size),
         weight=rows(np.float32, batch_size),
-    )  # pyright: ignore[reportArgumentType]
+    )

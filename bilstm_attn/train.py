@@ -80,6 +80,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), batch.length.shape[0])
         gradients, sums = over_mesh(state.params, batch, keys)
+        # A gradient that is not finite shows in the loss, so that one check on the host finds both.
+        finite = jnp.isfinite(optax.global_norm(gradients))
+        sums = sums._replace(loss=jnp.where(finite, sums.loss, jnp.nan))
         mean = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), gradients)
         updates, optimizer_state = optimizer.update(mean, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -110,6 +113,50 @@ class Interrupted(Exception):
 
     def __init__(self, step: int):
         self.step = step
+
+
+class StepLog:
+    """Reads the sums of steps a few at a time, always leaving one in flight: no device waits."""
+
+    def __init__(self, run: Run, every_steps: int):
+        self.latest = ""  # what to show beside the bar
+        self._run, self._every_steps = run, every_steps
+        self._pending: list[tuple[int, int, Sums]] = []
+
+    def add(self, step: int, epoch: int, sums: Sums) -> None:
+        """Takes the sums of a step that was just dispatched.
+
+        Raises:
+          UserError: the loss of an earlier step is not finite.
+        """
+        if step % self._every_steps == 0:
+            self.flush()
+        self._pending.append((step, epoch, sums))
+
+    def flush(self) -> None:
+        """Logs the mean over every step taken so far, waiting for them.
+
+        Raises:
+          UserError: the loss of one is not finite.
+        """
+        if not self._pending:
+            return
+        fetched = jax.device_get(self._pending)
+        self._pending = []
+        for step, epoch, sums in fetched:
+            if not np.isfinite(sums.loss):
+                raise UserError(
+                    f"the loss or its gradient is not finite at step {step} (epoch {epoch}); the "
+                    "last good checkpoint is kept; lower --optim.learning-rate or set "
+                    "--optim.clip-norm 1, with another --name"
+                )
+        loss, correct, weight = (
+            sum(map(float, values)) for values in zip(*(sums for *_, sums in fetched), strict=True)
+        )
+        step, epoch, _ = fetched[-1]
+        means = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
+        self._run.log({"kind": "train", "step": step, "epoch": epoch, **means})
+        self.latest = f"loss {means['loss']:.3f}"
 
 
 def train(
@@ -143,71 +190,63 @@ def train(
     optimizer = make_optimizer(config.optim, steps_per_epoch * config.train.epochs)
     step_fn = make_train_step(model, objective, optimizer, mesh)
     logits_of = make_logits_step(model, mesh)
-    state = place_whole(initial_state(model, optimizer, config.seed), mesh)
     key = stream(jax.random.key(config.seed), "dropout")
+    state = place_whole(initial_state(model, optimizer, config.seed), mesh)
+    epochs: list[dict[str, Any]] = []
+    split = config.train.each_epoch
 
     with Checkpoints(run.checkpoints) as checkpoints, interruptible() as is_interrupted:
-        restored = checkpoints.restore(state, show.say)
-        epochs: list[dict[str, Any]] = []
-        if restored is not None:
+        if (restored := checkpoints.restore(state, show.say)) is not None:
             state, record = restored
             epochs = record["epochs"]
-            run.rewind(int(state.step))
             show.say(f"resuming at step {int(state.step)}")
-        if len(epochs) < config.train.epochs:
-            compiled = _compile(step_fn, state, key, config, training, mesh, show)
-        while len(epochs) < config.train.epochs:
-            epoch, begun = len(epochs), time.perf_counter()
+        step = int(state.step)
+        run.rewind(step)
+        log = StepLog(run, log_every_steps)
+        left = len(epochs) < config.train.epochs
+        compiled = _compile(step_fn, state, key, config, training, mesh, show) if left else {}
+        for epoch in range(len(epochs), config.train.epochs):
+            begun = time.perf_counter()
             plans = plan_epoch(training.lengths, config.data, config.seed, epoch)
-            skipped = int(state.step) - epoch * steps_per_epoch
-            if skipped == 0:
+            done = plans[: step - epoch * steps_per_epoch]
+            if not done:
                 state = state._replace(sums=place_whole(zero_sums(), mesh))
-            pending: list[Sums] = []  # of dispatched steps whose sums are still on the device
-            done = sum(len(plan.examples) for plan in plans[:skipped])
-            resumed_at = done
-            with show.bar(f"epoch {epoch + 1}/{config.train.epochs}", training.size, done) as bar:
-                for index, plan in enumerate(plans[skipped:], start=skipped + 1):
+            reviews_done = sum(len(plan.examples) for plan in done)
+            name = f"epoch {epoch + 1}/{config.train.epochs}"
+            with show.bar(name, training.size, reviews_done) as bar:
+                for plan in plans[len(done) :]:
                     batch = place_batch(read_batch(training, plan, config.data), mesh)
                     state, sums = compiled[plan.edge](state, batch, key)
-                    pending.append(sums)
-                    done += len(plan.examples)
-                    step = epoch * steps_per_epoch + index
-                    stop = is_interrupted()
-                    # One step stays in flight while earlier sums are read.
-                    keep = 0 if stop or index == len(plans) else 1
-                    if keep == 0 or step % log_every_steps == 0:
-                        ready, pending = (
-                            pending[: len(pending) - keep],
-                            pending[len(pending) - keep :],
-                        )
-                        _log_steps(ready, step - keep, epoch, run, bar)
+                    step += 1
+                    log.add(step, epoch + 1, sums)
                     bar.advance(len(plan.examples))
-                    if stop:
+                    bar.describe(log.latest)
+                    if is_interrupted():
+                        log.flush()
                         checkpoints.save(step, state, {"epochs": epochs})
                         raise Interrupted(step)
+            log.flush()
             seconds = time.perf_counter() - begun
-            trained = jax.device_get(state.sums)
-            record = {
-                "epoch": epoch + 1,
-                "step": int(state.step),
-                "train_loss": float(trained.loss / trained.weight),
-                "train_accuracy": float(trained.correct / trained.weight),
-                "seconds": seconds,
-                "reviews_per_second": (training.size - resumed_at) / seconds,
-            }
-            split = config.train.each_epoch
-            with show.bar(f"evaluate {split}", watched.size, 0) as bar:
+            trained: Sums = jax.device_get(state.sums)
+            with show.bar(f"measure {split}", watched.size, 0) as bar:
                 logits = predict_logits(
                     logits_of, state.params, watched, config.data, mesh, bar.advance
                 )
             measured = measure(logits, watched.labels)
-            record |= {f"{split}_{name}": value for name, value in measured.items()}
+            record = {
+                "epoch": epoch + 1,
+                "step": step,
+                "train_loss": float(trained.loss / trained.weight),
+                "train_accuracy": float(trained.correct / trained.weight),
+                "seconds": seconds,
+                "reviews_per_second": (training.size - reviews_done) / seconds,
+            } | {f"{split}_{name}": value for name, value in measured.items()}
             epochs.append(record)
-            run.log({"kind": "epoch", **record})
-            show.epoch(record, split)
             if chosen_epoch(config, epochs) is record:
                 export_model(run.model, jax.device_get(state.params), config, vocabulary)
-            checkpoints.save(int(state.step), state, {"epochs": epochs})
+            run.log({"kind": "epoch", **record})
+            checkpoints.save(step, state, {"epochs": epochs})
+            show.epoch(record, split)
     return chosen_epoch(config, epochs)
 
 
@@ -244,25 +283,3 @@ def _compile(
         f"in {time.perf_counter() - begun:.1f} s"
     )
     return compiled
-
-
-def _log_steps(ready: list[Sums], step: int, epoch: int, run: Run, bar: Any) -> None:
-    """Logs the mean over steps that ended with `step`; their sums come to the host together.
-
-    Raises:
-      UserError: a loss is not finite.
-    """
-    if not ready:
-        return
-    fetched: list[Sums] = jax.device_get(ready)
-    for index, sums in enumerate(fetched, start=step - len(fetched) + 1):
-        if not np.isfinite(sums.loss):
-            raise UserError(
-                f"the loss is not finite at step {index} (epoch {epoch + 1}); the last good "
-                "checkpoint is kept; lower --optim.learning-rate or set --optim.clip-norm 1, with "
-                "another --name"
-            )
-    loss, correct, weight = (float(sum(values)) for values in zip(*fetched, strict=True))
-    means = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
-    run.log({"kind": "train", "step": step, "epoch": epoch + 1, **means})
-    bar.describe(f"loss {means['loss']:.3f}")

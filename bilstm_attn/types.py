@@ -11,7 +11,7 @@ Inside the model tensors are time-major (`t b ...`), for the recurrence walks ov
 `Output` are batch-major.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -32,11 +32,14 @@ Weights = Float[Array, "t b"]  # attention weights; parameters are `params`
 Logits = Float[Array, " b"]
 Keys = Key[Array, " b"]  # one a review, so that its noise depends on no other row and no device
 
-Params = dict  # a tree of arrays, as deep as the modules
+Params = Any  # a tree of arrays, as deep as the modules
 
 
 class Batch(NamedTuple):
-    """Reviews, padded on the right to one length. A filler row has weight 0 and length 0."""
+    """Reviews, padded on the right to one length. A filler row has weight 0 and length 0.
+
+    NumPy arrays on the host, JAX arrays on devices; type checkers are told of the latter.
+    """
 
     tokens: Int[Array, "b t"]
     length: Int[Array, " b"]

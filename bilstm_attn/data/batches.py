@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -137,4 +137,5 @@ def read_batch(examples: Examples, plan: BatchPlan, config: DataConfig) -> Batch
     filled = len(plan.examples)
     label[:filled] = examples.labels[plan.examples]
     weight[:filled] = 1
-    return Batch(tokens=tokens, length=length, label=label, weight=weight)
+    on_host: dict[str, Any] = {"tokens": tokens, "length": length, "label": label, "weight": weight}
+    return Batch(**on_host)
