@@ -6,6 +6,7 @@ without a word, so each carries a digest of its own that is checked.
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from bilstm_attn.text import Vocabulary
 from bilstm_attn.types import Params
 
 FORMAT = "bilstm_attn 1"
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+DIGESTS = "sha256.json"  # in a checkpoint's folder: the digest of each other file there
 KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
 
 
@@ -35,12 +38,12 @@ def saving(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # orbax wraps a full disk in half a dozen types
-        reason = getattr(error, "strerror", None) or str(error)
-        if "No space left" in reason or "RESOURCE_EXHAUSTED" in reason:
-            reason = "no space left on the disk"
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        full = [words for words in FULL if words in reason]
+        advice = "free some space" if full else "mend that, or give another place"
         raise UserError(
-            f"cannot save {path}: {reason.splitlines()[0] if reason else type(error).__name__}; "
-            "what was saved before is whole: free some space, then continue with --resume"
+            f"cannot save {path}: {full[0] if full else reason.splitlines()[0]}; what was saved "
+            f"before is whole: {advice}, then run again, a training with --resume"
         ) from None
 
 
@@ -71,6 +74,30 @@ def digest(tree: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below `folder` but `DIGESTS`, by its path in there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path != folder / DIGESTS
+    }
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises a `ValueError` if a file of a checkpoint is not as it was saved.
+
+    Orbax is not asked: of damaged files it prints tracebacks, or reads wrong values. A checkpoint
+    without digests is one whose saving was killed at its very end; the digest of its state decides.
+    """
+    if not (folder / DIGESTS).exists():
+        return
+    saved, found = json.loads((folder / DIGESTS).read_bytes()), _digest_files(folder)
+    for name in sorted({*saved, *found}):
+        if saved.get(name) != found.get(name):
+            raise ValueError(f"its file {name} is not what was saved")
 
 
 class Checkpoints:
@@ -119,6 +146,8 @@ class Checkpoints:
                 ),
             )
             self._open.wait_until_finished()
+            digests = json.dumps(_digest_files(self.folder / str(step)), indent=2)
+        write_file(self.folder / str(step) / DIGESTS, digests.encode())
 
     def restore(self, like: Any, say) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and record of the newest whole checkpoint, or None if there is none.
@@ -133,6 +162,7 @@ class Checkpoints:
         steps = sorted(self._open.all_steps(), reverse=True)
         for step in steps:
             try:
+                _require_whole(self.folder / str(step))
                 restored = self._open.restore(
                     step,
                     args=ocp.args.Composite(
@@ -175,7 +205,17 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
         "vocabulary": "\n".join(vocabulary.words),
     }
     about["sha256"] = digest([flat, _texts(about)])
-    write_file(path, save(flat, metadata=about))
+    write_file(path, _in_order(save(flat, metadata=about)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Returns a safetensors file with its metadata in order, which `save` leaves to chance."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_model(path: Path) -> Exported:

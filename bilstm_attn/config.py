@@ -10,10 +10,10 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.registry import unknown
+from bilstm_attn.registry import require_type, unknown
 
 Options = dict[str, int | float | bool | str]
 
@@ -24,13 +24,19 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
-def require_positive(owner: str, **values: float) -> None:
+def require_types(owner: str, config: Any) -> None:
+    """Raises a `UserError` that names the first field of `config` whose value has another type."""
+    for name, hint in get_type_hints(type(config)).items():
+        require_type(f"{owner}{name}", getattr(config, name), hint)
+
+
+def require_positive(owner: str, **values: int | float) -> None:
     """Raises a `UserError` that names the first of `values` that is not above zero."""
     for name, value in values.items():
         require(value > 0, f"{owner}.{name} must be above 0, got {value}")
 
 
-def require_fraction(owner: str, **values: float) -> None:
+def require_fraction(owner: str, **values: int | float) -> None:
     """Raises a `UserError` that names the first of `values` outside [0, 1)."""
     for name, value in values.items():
         require(0 <= value < 1, f"{owner}.{name} must be at least 0 and below 1, got {value}")
@@ -52,17 +58,16 @@ class DataConfig:
     """Of a longer review, the last so many tokens are read."""
     batch_size: int = 256
     """Reviews a step, over all devices."""
-    bucket_edges: tuple[int, ...] = (128, 192, 256, 352)
-    """Batches are padded to the first of these that fits, else to max_tokens: compiled shapes."""
-    window_batches: int = 25
-    """Reviews are sorted by length within windows of so many batches, after shuffling."""
+    bucket_edges: tuple[int, ...] = (152, 216, 368)
+    """A training batch is drawn at random, sorted by length and cut into equal groups, each padded
+    to one of these lengths, the longest group to max_tokens: the compiled shapes."""
 
     def __post_init__(self):
+        require_types("data.", self)
         require_positive(
             "data",
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
-            window_batches=self.window_batches,
             train_reviews=1 if self.train_reviews is None else self.train_reviews,
         )
         require(
@@ -78,11 +83,21 @@ class DataConfig:
             all(edge > 0 for edge in edges) and list(edges) == sorted(set(edges)),
             f"data.bucket_edges must rise from above 0, got {edges}",
         )
+        require(
+            self.batch_size % len(self.edges) == 0,
+            f"data.batch_size must be a multiple of the {len(self.edges)} groups that "
+            f"data.bucket_edges makes, got {self.batch_size}",
+        )
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """The lengths that batches are padded to, rising, the last one `max_tokens`."""
+        """The lengths that groups are padded to, rising, the last one `max_tokens`."""
         return (*(edge for edge in self.bucket_edges if edge < self.max_tokens), self.max_tokens)
+
+    @property
+    def group_size(self) -> int:
+        """Reviews of a training batch that are padded to one length."""
+        return self.batch_size // len(self.edges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +132,7 @@ class ModelConfig:
     """Rate of dropping that layer's outputs."""
 
     def __post_init__(self):
+        require_types("model.", self)
         require_positive(
             "model",
             embedding_size=self.embedding_size,
@@ -155,6 +171,7 @@ class OptimConfig:
     """Scale gradients down to at most this norm."""
 
     def __post_init__(self):
+        require_types("optim.", self)
         require_positive(
             "optim",
             learning_rate=self.learning_rate,
@@ -185,6 +202,7 @@ class TrainConfig:
     """Export the epoch with the best validation accuracy, or the last one."""
 
     def __post_init__(self):
+        require_types("train.", self)
         require_positive("train", epochs=self.epochs)
 
 
@@ -202,6 +220,7 @@ class Config:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        require_types("", self)
         require(0 <= self.seed < 2**32, f"seed must be at least 0 and below 2**32, got {self.seed}")
         held_out = self.data.validation_reviews
         if self.train.each_epoch == "test":
@@ -251,8 +270,6 @@ def _from_mapping(kind: type, values: Mapping[str, Any], path: str) -> Any:
             value = _from_mapping(hint, value, f"{path}{name}.")
         elif get_origin(hint) is tuple:
             value = tuple(value)
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise unknown(f"{path}{name}", str(value), get_args(hint))
         given[name] = value
     return kind(**given)
 
@@ -277,9 +294,9 @@ def load_recipe(name: str, folder: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from None
+    except (Exception, SystemExit) as error:
         raise UserError(f"recipe {path} cannot be read: {error!r}; mend the file") from None
     config = getattr(module, "config", None)
     if not isinstance(config, Config):

@@ -14,7 +14,7 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import Examples, plan_by_length, read_batch
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
-from bilstm_attn.sharding import WHOLE, place_batch
+from bilstm_attn.sharding import WHOLE, place_rows
 from bilstm_attn.types import Batch, Logits, Params
 
 LogitsOf = Callable[[Params, Batch], Float[Array, " b"]]
@@ -45,12 +45,13 @@ def predict_logits(
     waiting = None
 
     def collect(plan, device_logits) -> None:
-        logits[plan.examples] = np.asarray(device_logits)[: len(plan.examples)]
+        filler = config.batch_size - len(plan.examples)
+        logits[plan.examples] = np.asarray(device_logits)[filler:]
         advance(len(plan.examples))
 
     for plan in plan_by_length(examples.lengths, config):
-        batch = place_batch(read_batch(examples, plan, config), mesh)
-        dispatched = plan, logits_of(params, batch)
+        (group,) = place_rows(read_batch(examples, plan, config), mesh)
+        dispatched = plan, logits_of(params, group)
         if waiting is not None:
             collect(*waiting)  # while the device works on the next batch
         waiting = dispatched

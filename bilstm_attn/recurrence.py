@@ -1,6 +1,6 @@
 """The masked time loop: the one function behind which every recurrence runs."""
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bilstm_attn.types import (
 Carry = TypeVar("Carry")
 
 
+@runtime_checkable
 class Step(Protocol[Carry]):
     """What the loop asks of a cell."""
 

@@ -13,6 +13,7 @@ from bilstm_attn import __version__
 from bilstm_attn.checkpoint import saving, write_file
 from bilstm_attn.config import Config, from_json
 from bilstm_attn.errors import UserError
+from bilstm_attn.text import decode_utf8
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -60,13 +61,13 @@ class Run:
           UserError: the folder is not a run, or one of another version.
         """
         try:
-            text = self.config_file.read_text()
+            data = self.config_file.read_bytes()
         except OSError:
             raise UserError(
                 f"{self.folder} is not a run's folder: it has no config.json; runs lie in "
                 "runs/<recipe>/seed<k>"
             ) from None
-        return from_json(text, str(self.config_file))
+        return from_json(decode_utf8(data, str(self.config_file)), str(self.config_file))
 
     def exported(self) -> Path:
         """Returns the exported model's path.
@@ -108,7 +109,10 @@ class Run:
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Makes the folder; writes the config, and adds `environment` to earlier ones."""
         environments = self.folder / "environment.json"
-        earlier = json.loads(environments.read_text()) if environments.exists() else []
+        try:
+            earlier = json.loads(environments.read_bytes()) if environments.exists() else []
+        except ValueError as error:
+            raise UserError(f"{environments} is damaged ({error}); delete it") from None
         write_file(environments, json.dumps([*earlier, environment], indent=2).encode())
         write_file(self.config_file, config.to_json().encode())
 
@@ -136,11 +140,22 @@ class Run:
                     self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns the logged records; a last line that was cut off is left out."""
+        """Returns the logged records; a last line that was cut off is left out.
+
+        Raises:
+          UserError: another line is damaged.
+        """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        records = []
+        for number, line in enumerate(self.metrics_file.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(
+                    f"line {number} of {self.metrics_file} is damaged ({error}); delete that line"
+                ) from None
+        return records
 
     def rewind(self, step: int) -> None:
         """Drops the records of steps after `step`, which will be run again."""

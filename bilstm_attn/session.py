@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bilstm_attn.checkpoint import Exported, load_model
-from bilstm_attn.config import Config
+from bilstm_attn.config import Config, require
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
 from bilstm_attn.data.cache import TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
@@ -17,7 +17,7 @@ from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predicti
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
-from bilstm_attn.registry import make
+from bilstm_attn.registry import make, unknown
 from bilstm_attn.report import draw_curves
 from bilstm_attn.run import Run, describe_environment
 from bilstm_attn.sharding import make_mesh, place_whole
@@ -44,7 +44,8 @@ def run_training(
       UserError: a mistake in the config, the data or the folder; says what to do.
     """
     show = Show()
-    mesh = make_mesh(config.data.batch_size, devices)
+    require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
+    mesh = make_mesh(config.data.group_size, devices)
     check_names(config)
     folder = runs / config.name / f"seed{config.seed}"
     run = Run(folder)
@@ -52,11 +53,6 @@ def run_training(
     tokens = prepare_tokens(
         config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
     )
-    environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
-    run.start(config, environment)
-    if tensorboard:
-        run.open_tensorboard()
-
     all_training = tokens.split("train")
     counts = all_training.counts + 1
     show.say(
@@ -75,6 +71,9 @@ def run_training(
         f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
         f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}"
     )
+    if tensorboard:
+        run.open_tensorboard()
+    run.start(config, describe_environment(list(mesh.devices.flat), tokens.meta["sha256"]))
     command = ["python", *sys.argv] + ([] if resume else ["--resume"])
     try:
         chosen = train(
@@ -127,6 +126,8 @@ def split_examples(
     Raises:
       UserError: the data set has no such split, or nothing was held out.
     """
+    if split not in (*tokens.splits, "validation"):
+        raise unknown(f"split of {config.data.dataset}", split, (*tokens.splits, "validation"))
     if split != "validation":
         rows = np.arange(len(tokens.split(split).labels))
         return _examples(tokens, split, rows, vocabulary, config)
@@ -167,6 +168,11 @@ def measure_split(
             mesh,
             bar.advance,
         )
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"the model's logits on split {split!r} are not finite; its training has diverged: "
+            "train again with a lower --optim.learning-rate"
+        )
     save_predictions(run.predictions(split), examples, logits)
     return measure(logits, examples.labels)
 
@@ -201,7 +207,7 @@ def run_evaluation(
     show, run = Show(), Run(folder)
     exported = load_model(run.exported())
     config = exported.config
-    mesh = make_mesh(config.data.batch_size, devices)
+    mesh = make_mesh(config.data.group_size, devices)
     tokens = prepare_tokens(
         config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
     )

@@ -18,8 +18,8 @@ ROWS = PartitionSpec(AXIS)  # the first axis is divided over the devices
 WHOLE = PartitionSpec()  # every device has all of it
 
 
-def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
-    """Returns a mesh over `devices` devices; None takes every accelerator, or every CPU core.
+def make_mesh(rows: int, devices: int | None = None) -> Mesh:
+    """Returns a mesh of `devices` devices to share `rows` rows; None takes all there are.
 
     A CPU becomes as many devices as it shares a batch over, so that one program serves a laptop
     and a node of GPUs. Must come before any other use of jax.
@@ -30,7 +30,7 @@ def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
     wanted = devices
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if devices is None:
-        devices = max(n for n in range(1, (cores or 1) + 1) if batch_size % n == 0)
+        devices = max(n for n in range(1, (cores or 1) + 1) if rows % n == 0)
     # Where jax is in use already, as in a notebook, its devices are what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices)
@@ -42,17 +42,17 @@ def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
             f"--devices must be from 1 to {len(available)} on {jax.default_backend()}, "
             f"got {devices}"
         )
-    if batch_size % devices:
+    if rows % devices:
         raise UserError(
-            f"data.batch_size must be a multiple of the {devices} devices, got {batch_size}; "
-            "change it or give --devices"
+            f"the {devices} devices must divide each group of {rows} reviews; change "
+            "data.batch_size, or give --devices"
         )
     return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=available[:devices])
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Returns the batch on the mesh, its rows divided. Every process gives the whole batch."""
-    return jax.device_put(batch, NamedSharding(mesh, ROWS))
+def place_rows(tree: Tree, mesh: Mesh) -> Tree:
+    """Returns `tree` on the mesh, rows divided over it. Every process gives all of them."""
+    return jax.device_put(tree, NamedSharding(mesh, ROWS))
 
 
 def place_whole(tree: Tree, mesh: Mesh) -> Tree:
@@ -60,15 +60,15 @@ def place_whole(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, WHOLE))
 
 
-def batch_shape(batch_size: int, steps: int, mesh: Mesh) -> Batch:
-    """Returns the shapes of a batch on the mesh, to compile for."""
+def rows_shape(reviews: int, steps: int, mesh: Mesh) -> Batch:
+    """Returns the shapes of so many reviews on the mesh, to compile for."""
 
     def rows(dtype: type, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, ROWS))
 
     return Batch(
-        tokens=rows(np.int32, batch_size, steps),
-        length=rows(np.int32, batch_size),
-        label=rows(np.int32, batch_size),
-        weight=rows(np.float32, batch_size),
+        tokens=rows(np.int32, reviews, steps),
+        length=rows(np.int32, reviews),
+        label=rows(np.int32, reviews),
+        weight=rows(np.float32, reviews),
     )

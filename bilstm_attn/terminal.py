@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +25,7 @@ from bilstm_attn.errors import UserError
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Bar(Protocol):
     """A bar that is being drawn."""
 
@@ -132,13 +133,14 @@ def parse(
         lines = [line.strip("│ ").strip() for line in box.getvalue().splitlines()]
         lines = [line for line in lines if line and not re.match("[╭╰─]", line)]
         message = " ".join(line for line in lines if "full helptext" not in line)
-        raise UserError(f"{message}; see {program} --help") from None
+        raise UserError(f"{message.rstrip('.')}; see {program} --help") from None
 
 
 def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs `main` on the command line; a `UserError` becomes one line and status 2."""
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()  # here, where a closed pipe is understood, not on the way out
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

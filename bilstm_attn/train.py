@@ -26,7 +26,7 @@ from bilstm_attn.objectives import OBJECTIVES, Objective
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.registry import make
 from bilstm_attn.run import Run
-from bilstm_attn.sharding import AXIS, ROWS, WHOLE, batch_shape, place_batch, place_whole
+from bilstm_attn.sharding import AXIS, ROWS, WHOLE, place_rows, place_whole, rows_shape
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import Vocabulary
 from bilstm_attn.types import Batch, Keys, Params, Sums
@@ -41,7 +41,8 @@ class TrainState(NamedTuple):
     sums: Sums  # over the epoch so far
 
 
-TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]
+Groups = tuple[Batch, ...]  # one batch: reviews of similar length, padded alike, are a group
+TrainStep = Callable[[TrainState, Groups, Key[Array, ""]], tuple[TrainState, Sums]]
 
 
 def zero_sums() -> Sums:
@@ -58,16 +59,18 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: i
 def make_train_step(
     model: Model, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainStep:
-    """Returns the compiled step: state, batch and the run's key to the next state and the sums.
+    """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
 
     Each device differentiates the loss of its rows; gradients and sums are added over the mesh
     once, after the backward pass, and divided by the weight of the whole batch. The state is
     donated.
     """
 
-    def of_rows(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Sums]:
+    def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
         def loss(params: Params) -> tuple[Array, Sums]:
-            sums = objective(model, params, batch, keys)
+            sums = zero_sums()
+            for group, keys_of_group in zip(groups, keys, strict=True):
+                sums = sums.add(objective(model, params, group, keys_of_group))
             return sums.loss, sums
 
         return lax.psum(jax.grad(loss, has_aux=True)(params), AXIS)
@@ -77,9 +80,11 @@ def make_train_step(
         of_rows, mesh=mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=WHOLE, check_vma=False
     )
 
-    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), batch.length.shape[0])
-        gradients, sums = over_mesh(state.params, batch, keys)
+    def step(state: TrainState, groups: Groups, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        sizes = [group.length.shape[0] for group in groups]
+        keys = jax.random.split(jax.random.fold_in(key, state.step), sum(sizes))
+        keys = tuple(jnp.split(keys, np.cumsum(sizes)[:-1]))
+        gradients, sums = over_mesh(state.params, groups, keys)
         # A gradient that is not finite shows in the loss, so that one check on the host finds both.
         finite = jnp.isfinite(optax.global_norm(gradients))
         sums = sums._replace(loss=jnp.where(finite, sums.loss, jnp.nan))
@@ -203,11 +208,14 @@ def train(
         step = int(state.step)
         run.rewind(step)
         log = StepLog(run, log_every_steps)
-        left = len(epochs) < config.train.epochs
-        compiled = _compile(step_fn, state, key, config, training, mesh, show) if left else {}
-        for epoch in range(len(epochs), config.train.epochs):
+        to_run = {
+            epoch: plan_epoch(training.lengths, config.data, config.seed, epoch)
+            for epoch in range(len(epochs), config.train.epochs)
+        }
+        layouts = {plan.edges for plans in to_run.values() for plan in plans}
+        compiled = _compile(step_fn, state, key, config, layouts, mesh, show) if layouts else {}
+        for epoch, plans in to_run.items():
             begun = time.perf_counter()
-            plans = plan_epoch(training.lengths, config.data, config.seed, epoch)
             done = plans[: step - epoch * steps_per_epoch]
             if not done:
                 state = state._replace(sums=place_whole(zero_sums(), mesh))
@@ -215,8 +223,8 @@ def train(
             name = f"epoch {epoch + 1}/{config.train.epochs}"
             with show.bar(name, training.size, reviews_done) as bar:
                 for plan in plans[len(done) :]:
-                    batch = place_batch(read_batch(training, plan, config.data), mesh)
-                    state, sums = compiled[plan.edge](state, batch, key)
+                    groups = place_rows(read_batch(training, plan, config.data), mesh)
+                    state, sums = compiled[plan.edges](state, groups, key)
                     step += 1
                     log.add(step, epoch + 1, sums)
                     bar.advance(len(plan.examples))
@@ -262,24 +270,24 @@ def _compile(
     state: TrainState,
     key: Key[Array, ""],
     config: Config,
-    training: Examples,
+    layouts: set[tuple[int, ...]],
     mesh: Mesh,
     show: Show,
-) -> dict[int, TrainStep]:
-    """Returns the step compiled for each length that the training reviews can be padded to."""
-    needed = {
-        next(edge for edge in config.data.edges if edge >= length)
-        for length in np.unique(training.lengths)
-    }
+) -> dict[tuple[int, ...], TrainStep]:
+    """Returns the step compiled for each layout: what a batch's groups are padded to."""
     begun, compiled = time.perf_counter(), {}
-    with show.bar("compile", len(needed), 0) as bar:
-        for edge in sorted(needed):
-            batch = batch_shape(config.data.batch_size, edge, mesh)
-            compiled[edge] = step_fn.lower(state, batch, key).compile()
+    with show.bar("compile", len(layouts), 0) as bar:
+        for edges in sorted(layouts):
+            rows = config.data.batch_size // len(edges)
+            groups = tuple(rows_shape(rows, edge, mesh) for edge in edges)
+            compiled[edges] = step_fn.lower(state, groups, key).compile()
             bar.advance(1)
-    lengths = ", ".join(str(edge) for edge in compiled)
+    shapes = "; ".join(
+        f"{config.data.batch_size // len(edges)} reviews × {', '.join(map(str, edges))} tokens"
+        for edges in compiled
+    )
     show.say(
-        f"compiled {len(compiled)} shapes ({config.data.batch_size} reviews × {lengths} tokens) "
+        f"compiled {len(compiled)} layouts of a batch ({shapes}) "
         f"in {time.perf_counter() - begun:.1f} s"
     )
     return compiled

@@ -73,11 +73,11 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         lines = parsed.file.open("rb") if parsed.file else sys.stdin.buffer
-        failed = predict_lines(
-            predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
-        )
     except OSError as error:
         raise UserError(f"cannot read {parsed.file}: {error.strerror}; give another file") from None
+    failed = predict_lines(
+        predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
+    )
     if failed:
         raise UserError(f"{failed} lines could not be judged; their JSON lines say why")
     return 0

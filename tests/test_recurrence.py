@@ -1,0 +1,85 @@
+"""What the masked time loop promises for every cell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_cells import HIDDEN, INPUTS, LENGTHS, ROWS, STEPS, make_cell, random_inputs, run
+
+from bilstm_attn.cells import CELLS
+
+cells_and_ways = pytest.mark.parametrize(
+    ("name", "reverse"), [(name, reverse) for name in CELLS for reverse in (False, True)]
+)
+
+
+@cells_and_ways
+def test_more_padding_changes_no_bit(name, reverse):
+    graph, params = make_cell(name)
+    inputs = random_inputs()
+    states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
+    longer = np.concatenate([inputs, np.full((3, ROWS, INPUTS), 9, np.float32)])
+    padded_states, padded_last = run(graph, params, longer, LENGTHS, reverse=reverse)
+    np.testing.assert_array_equal(padded_states[:STEPS], states)
+    np.testing.assert_array_equal(padded_states[STEPS:], 0)
+    np.testing.assert_array_equal(padded_last, last)
+
+
+@cells_and_ways
+def test_states_at_padding_are_zero_and_empty_reviews_end_at_zero(name, reverse):
+    graph, params = make_cell(name)
+    states, last = run(graph, params, random_inputs(), LENGTHS, reverse=reverse)
+    padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
+    assert (np.asarray(states)[padding] == 0).all()
+    assert (np.asarray(states)[~padding] != 0).all()
+    assert (np.asarray(last)[LENGTHS == 0] == 0).all()
+
+
+@cells_and_ways
+def test_gradient_at_padding_is_exactly_zero(name, reverse):
+    graph, params = make_cell(name)
+
+    def loss(inputs):
+        states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
+        return jnp.sin(states).sum() + jnp.sin(last).sum()
+
+    gradient = np.asarray(jax.grad(loss)(random_inputs()))
+    padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
+    assert (gradient[padding] == 0).all()
+    assert (gradient[~padding] != 0).all()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_reversing_the_reviews_swaps_the_directions(name):
+    graph, params = make_cell(name)
+    inputs = random_inputs()
+    turned = inputs.copy()
+    for row, length in enumerate(LENGTHS):
+        turned[:length, row] = inputs[:length, row][::-1]
+    states, last = run(graph, params, inputs, LENGTHS)
+    turned_states, turned_last = run(graph, params, turned, LENGTHS, reverse=True)
+    np.testing.assert_allclose(turned_last, last, atol=1e-6)  # order of sums in one product
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(
+            turned_states[:length, row], states[:length, row][::-1], atol=1e-6
+        )
+
+
+@cells_and_ways
+def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
+    graph, params = make_cell(name)
+    inputs = random_inputs()
+    noise = np.random.default_rng(3).normal(size=(ROWS, INPUTS)).astype(np.float32)
+    given = run(graph, params, inputs, LENGTHS, reverse=reverse, noise=jnp.asarray(noise))
+    scaled = run(graph, params, inputs * noise[None], LENGTHS, reverse=reverse)
+    jax.tree.map(np.testing.assert_array_equal, given, scaled)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_review_does_not_depend_on_the_batch_around_it(name):
+    graph, params = make_cell(name)
+    inputs = random_inputs()
+    _, last = run(graph, params, inputs, LENGTHS)
+    _, alone = run(graph, params, inputs[:, 3:4], LENGTHS[3:4])
+    assert alone.shape == (1, HIDDEN)
+    np.testing.assert_allclose(alone[0], last[3], atol=1e-6)  # other tiling of the product
