@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from bilstm_attn.types import Params
 FORMAT = "bilstm_attn 1"
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 DIGESTS = "sha256.json"  # in a checkpoint's folder: the digest of each other file there
+SPARE_BYTES = 1 << 18  # what a checkpoint may take beyond its arrays
 KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
 
 
@@ -100,6 +102,18 @@ def _require_whole(folder: Path) -> None:
             raise ValueError(f"its file {name} is not what was saved")
 
 
+def _require_space(folder: Path, state: Any) -> None:
+    """Raises an `OSError` unless a checkpoint of `state` can be written below `folder`.
+
+    Orbax is not left to find out: on a full disk its threads print tracebacks by the dozen.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    chunk = bytes(1 << 16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(0, size + size // 8 + SPARE_BYTES, len(chunk)):
+            file.write(chunk)
+
+
 class Checkpoints:
     """A run's checkpoints, by step; a context manager."""
 
@@ -139,6 +153,7 @@ class Checkpoints:
             return
         record = {"state_sha256": digest(state), "record": record}
         with saving(self.folder / str(step)):
+            _require_space(self.folder, state)
             self._open.save(
                 step,
                 args=ocp.args.Composite(

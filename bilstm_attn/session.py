@@ -60,7 +60,9 @@ def run_training(
         f"mean {counts.mean():.5f} tokens, with the start token"
     )
     training_rows, validation_rows = draw_parts(len(counts), config.data, config.seed)
-    vocabulary = count_vocabulary(tokens, training_rows, config.data.vocabulary_size)
+    vocabulary = count_vocabulary(
+        all_training, training_rows, tokens.lexicon(), config.data.vocabulary_size
+    )
     model = Model(config.model, vocabulary.size)
     training = _examples(tokens, "train", training_rows, vocabulary, config)
     if config.train.each_epoch == "test":
@@ -74,6 +76,8 @@ def run_training(
     if tensorboard:
         run.open_tensorboard()
     run.start(config, describe_environment(list(mesh.devices.flat), tokens.meta["sha256"]))
+    if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
+        show.say("no checkpoint was saved yet; starting at step 0")
     command = ["python", *sys.argv] + ([] if resume else ["--resume"])
     try:
         chosen = train(

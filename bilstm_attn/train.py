@@ -86,7 +86,7 @@ def make_train_step(
         keys = tuple(jnp.split(keys, np.cumsum(sizes)[:-1]))
         gradients, sums = over_mesh(state.params, groups, keys)
         # A gradient that is not finite shows in the loss, so that one check on the host finds both.
-        finite = jnp.isfinite(optax.global_norm(gradients))
+        finite = jnp.isfinite(optax.tree.norm(gradients))
         sums = sums._replace(loss=jnp.where(finite, sums.loss, jnp.nan))
         mean = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), gradients)
         updates, optimizer_state = optimizer.update(mean, state.optimizer, state.params)
@@ -120,13 +120,23 @@ class Interrupted(Exception):
         self.step = step
 
 
+def not_finite(step: int, epoch: int) -> UserError:
+    """Returns the error of a run that has diverged."""
+    return UserError(
+        f"the loss or its gradient is not finite at step {step} (epoch {epoch}); what was saved "
+        "before is kept; lower --optim.learning-rate or set --optim.clip-norm 1, with another "
+        "--name"
+    )
+
+
 class StepLog:
     """Reads the sums of steps a few at a time, always leaving one in flight: no device waits."""
 
-    def __init__(self, run: Run, every_steps: int):
+    def __init__(self, run: Run, every_steps: int, pending: list[Any]):
+        """Takes what `pending` returned before an interruption, or nothing."""
         self.latest = ""  # what to show beside the bar
         self._run, self._every_steps = run, every_steps
-        self._pending: list[tuple[int, int, Sums]] = []
+        self._pending = [(step, epoch, Sums(*sums)) for step, epoch, sums in pending]
 
     def add(self, step: int, epoch: int, sums: Sums) -> None:
         """Takes the sums of a step that was just dispatched.
@@ -138,6 +148,19 @@ class StepLog:
             self.flush()
         self._pending.append((step, epoch, sums))
 
+    def pending(self) -> list[tuple[int, int, list[float]]]:
+        """Returns step, epoch and sums of every step that is not logged yet, waiting for them.
+
+        Raises:
+          UserError: the loss of one is not finite.
+        """
+        fetched = []
+        for step, epoch, sums in jax.device_get(self._pending):
+            if not np.isfinite(sums.loss):
+                raise not_finite(step, epoch)
+            fetched.append((step, epoch, [float(value) for value in sums]))
+        return fetched
+
     def flush(self) -> None:
         """Logs the mean over every step taken so far, waiting for them.
 
@@ -146,17 +169,10 @@ class StepLog:
         """
         if not self._pending:
             return
-        fetched = jax.device_get(self._pending)
+        fetched = self.pending()
         self._pending = []
-        for step, epoch, sums in fetched:
-            if not np.isfinite(sums.loss):
-                raise UserError(
-                    f"the loss or its gradient is not finite at step {step} (epoch {epoch}); the "
-                    "last good checkpoint is kept; lower --optim.learning-rate or set "
-                    "--optim.clip-norm 1, with another --name"
-                )
         loss, correct, weight = (
-            sum(map(float, values)) for values in zip(*(sums for *_, sums in fetched), strict=True)
+            sum(values) for values in zip(*(sums for *_, sums in fetched), strict=True)
         )
         step, epoch, _ = fetched[-1]
         means = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
@@ -198,16 +214,17 @@ def train(
     key = stream(jax.random.key(config.seed), "dropout")
     state = place_whole(initial_state(model, optimizer, config.seed), mesh)
     epochs: list[dict[str, Any]] = []
+    pending: list[Any] = []
     split = config.train.each_epoch
 
     with Checkpoints(run.checkpoints) as checkpoints, interruptible() as is_interrupted:
         if (restored := checkpoints.restore(state, show.say)) is not None:
             state, record = restored
-            epochs = record["epochs"]
+            epochs, pending = record["epochs"], record.get("pending", [])
             show.say(f"resuming at step {int(state.step)}")
         step = int(state.step)
         run.rewind(step)
-        log = StepLog(run, log_every_steps)
+        log = StepLog(run, log_every_steps, pending)
         to_run = {
             epoch: plan_epoch(training.lengths, config.data, config.seed, epoch)
             for epoch in range(len(epochs), config.train.epochs)
@@ -230,8 +247,8 @@ def train(
                     bar.advance(len(plan.examples))
                     bar.describe(log.latest)
                     if is_interrupted():
-                        log.flush()
-                        checkpoints.save(step, state, {"epochs": epochs})
+                        record = {"epochs": epochs, "pending": log.pending()}
+                        checkpoints.save(step, state, record)
                         raise Interrupted(step)
             log.flush()
             seconds = time.perf_counter() - begun
@@ -240,6 +257,8 @@ def train(
                 logits = predict_logits(
                     logits_of, state.params, watched, config.data, mesh, bar.advance
                 )
+            if not np.isfinite(logits).all():
+                raise not_finite(step, epoch + 1)
             measured = measure(logits, watched.labels)
             record = {
                 "epoch": epoch + 1,
@@ -253,7 +272,7 @@ def train(
             if chosen_epoch(config, epochs) is record:
                 export_model(run.model, jax.device_get(state.params), config, vocabulary)
             run.log({"kind": "epoch", **record})
-            checkpoints.save(step, state, {"epochs": epochs})
+            checkpoints.save(step, state, {"epochs": epochs, "pending": []})
             show.epoch(record, split)
     return chosen_epoch(config, epochs)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -72,12 +73,13 @@ def main(arguments: list[str]) -> int:
         show_prediction(predictor([decode_utf8(raw, "the text")])[0], parsed.top)
         return 0
     try:
-        lines = parsed.file.open("rb") if parsed.file else sys.stdin.buffer
+        source = parsed.file.open("rb") if parsed.file else nullcontext(sys.stdin.buffer)
     except OSError as error:
         raise UserError(f"cannot read {parsed.file}: {error.strerror}; give another file") from None
-    failed = predict_lines(
-        predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
-    )
+    with source as lines:
+        failed = predict_lines(
+            predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
+        )
     if failed:
         raise UserError(f"{failed} lines could not be judged; their JSON lines say why")
     return 0

@@ -1,5 +1,7 @@
 """Every cell against a loop from its equations, Flax's own cell, and finite differences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,9 @@ def random_inputs(seed=1):
     return np.random.default_rng(seed).normal(size=(STEPS, ROWS, INPUTS)).astype(np.float32)
 
 
-def run(graph, params, inputs, lengths, **given):
-    return recur(nnx.merge(graph, params), jnp.asarray(inputs), jnp.asarray(lengths), **given)
+@partial(jax.jit, static_argnums=0, static_argnames="reverse")
+def run(graph, params, inputs, lengths, reverse=False, noise=None):
+    return recur(nnx.merge(graph, params), inputs, lengths, reverse=reverse, noise=noise)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -54,9 +57,11 @@ def flax_cell(name, params):
         cell = nnx.LSTMCell(INPUTS, HIDDEN, rngs=rngs)
         for gate, letter in enumerate("ifgo"):
             columns = slice(gate * HIDDEN, (gate + 1) * HIDDEN)
-            getattr(cell, f"i{letter}").kernel[...] = params["input_kernel"][:, columns]
-            getattr(cell, f"h{letter}").kernel[...] = params["recurrent_kernel"][:, columns]
-            getattr(cell, f"h{letter}").bias[...] = params["bias"][columns]
+            of_inputs = cell.if_ if letter == "f" else getattr(cell, f"i{letter}")
+            of_hidden = getattr(cell, f"h{letter}")
+            of_inputs.kernel[...] = params["input_kernel"][:, columns]
+            of_hidden.kernel[...] = params["recurrent_kernel"][:, columns]
+            of_hidden.bias[...] = params["bias"][columns]
         return cell
     assert name == "gru", f"say here how Flax's {name} takes our parameters"
     cell = nnx.GRUCell(INPUTS, HIDDEN, rngs=rngs)

@@ -39,6 +39,7 @@ def test_states_at_padding_are_zero_and_empty_reviews_end_at_zero(name, reverse)
 def test_gradient_at_padding_is_exactly_zero(name, reverse):
     graph, params = make_cell(name)
 
+    @jax.jit
     def loss(inputs):
         states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
         return jnp.sin(states).sum() + jnp.sin(last).sum()

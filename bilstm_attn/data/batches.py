@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bilstm_attn.config import DataConfig
-from bilstm_attn.data.cache import Split, TokenCache
+from bilstm_attn.data.cache import Split
 from bilstm_attn.errors import UserError
 from bilstm_attn.text import PADDING, RESERVED, Vocabulary, clip
 from bilstm_attn.types import Batch
@@ -59,12 +59,12 @@ def draw_parts(reviews: int, config: DataConfig, seed: int) -> tuple[np.ndarray,
     return np.sort(rest[: config.train_reviews]), np.sort(order[: config.validation_reviews])
 
 
-def count_vocabulary(cache: TokenCache, rows: np.ndarray, size: int) -> Vocabulary:
-    """Returns the `size - 4` most frequent words of training reviews `rows`, ties by word."""
-    split = cache.split("train")
+def count_vocabulary(
+    split: Split, rows: np.ndarray, lexicon: Sequence[str], size: int
+) -> Vocabulary:
+    """Returns the `size - 4` most frequent words of reviews `rows`, ties by word."""
     chosen = np.zeros(len(split.labels), bool)
     chosen[rows] = True
-    lexicon = cache.lexicon()
     words = split.words[np.repeat(chosen, split.counts)]
     counts = np.bincount(words, minlength=len(lexicon))
     # The lexicon is alphabetical, so a stable sort breaks ties by word.

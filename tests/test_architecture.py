@@ -1,0 +1,89 @@
+"""The house: imports go down the list of rooms, and only the named room touches a library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "bilstm_attn"
+
+# Reading order. A file imports only files above it.
+ROOMS = [
+    "errors",
+    "types",
+    "registry",
+    "config",
+    "text",
+    "terminal",
+    "data.imdb",
+    "data.sources",
+    "data.cache",
+    "data.batches",
+    "dropout",
+    "recurrence",
+    "cells",
+    "encoder",
+    "attention",
+    "pooling",
+    "model",
+    "objectives",
+    "optim",
+    "metrics",
+    "linear",
+    "sharding",
+    "checkpoint",
+    "evaluate",
+    "predict",
+    "run",
+    "report",
+    "train",
+    "session",
+]
+LIBRARIES = {
+    "tensorflow_datasets": {"data.imdb"},
+    "array_record": {"data.imdb"},
+    "orbax": {"checkpoint"},
+    "safetensors": {"checkpoint"},
+    "matplotlib": {"report"},
+    "sklearn": {"linear"},
+    "scipy": {"linear"},
+    "tyro": {"terminal"},
+    "optax": {"objectives", "optim", "train"},
+    "flax": {"cells", "encoder", "attention", "pooling", "model"},
+}
+
+
+def imports(room):
+    """Returns the modules that a file imports, anywhere in it."""
+    tree = ast.parse((PACKAGE / f"{room.replace('.', '/')}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_file_is_a_room():
+    files = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down_the_list(room):
+    own = {name.removeprefix("bilstm_attn.") for name in imports(room)} & set(ROOMS)
+    allowed = set(ROOMS[: ROOMS.index(room)])
+    if room == "data.sources":  # late, since tfds is slow to import and may be missing
+        allowed |= {"data.imdb"}
+    assert own <= allowed
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_the_named_room_touches_a_library(room):
+    used = {name.split(".")[0] for name in imports(room)} & set(LIBRARIES)
+    assert {library for library in used if room not in LIBRARIES[library]} == set()

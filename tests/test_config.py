@@ -1,0 +1,304 @@
+"""Configs: what they accept, what they say, and that they come back as they were."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bilstm_attn import config as checked
+from bilstm_attn.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    from_json,
+    load_recipe,
+    recipe_names,
+)
+from bilstm_attn.errors import UserError
+
+# The harness checks annotations before the package's own check: this copy has only the latter.
+_spec = importlib.util.spec_from_file_location("unchecked_config", checked.__file__)
+unchecked = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = unchecked
+_spec.loader.exec_module(unchecked)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# Every field, at another value than its default.
+OTHER = Config(
+    name="other",
+    seed=3,
+    data=DataConfig(
+        dataset="movie_reviews",
+        validation_reviews=7,
+        train_reviews=9,
+        vocabulary_size=11,
+        max_tokens=13,
+        batch_size=12,
+        bucket_edges=(3, 5, 20),
+    ),
+    model=ModelConfig(
+        embedding_size=4,
+        hidden_size=3,
+        layers=1,
+        cell="gru",
+        cell_options={"a": 1},
+        input_dropout=0.25,
+        pooling="mean",
+        pooling_options={"b": 0.5},
+        attention="dot",
+        attention_options={"c": "d"},
+        attention_size=6,
+        dense_size=7,
+        head_dropout=0.0,
+    ),
+    optim=OptimConfig(
+        learning_rate=0.1,
+        schedule="cosine",
+        warmup_steps=5,
+        beta1=0.5,
+        beta2=0.75,
+        epsilon=1e-3,
+        weight_decay=0.01,
+        clip_norm=1.5,
+    ),
+    train=TrainConfig(
+        epochs=2,
+        objective="another",
+        objective_options={"e": True},
+        each_epoch="validation",
+        select="last",
+    ),
+)
+
+
+def leaves(config) -> dict[str, object]:
+    """Returns every field that holds no fields itself, by its path."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = leaves(value) if dataclasses.is_dataclass(value) else {"": value}
+        found |= {f"{field.name}.{path}".rstrip("."): leaf for path, leaf in inner.items()}
+    return found
+
+
+def replace(config, path: str, value):
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(
+        config, **{name: replace(getattr(config, name), rest, value) if rest else value}
+    )
+
+
+def error_of(call, *arguments, **fields) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Saved and read back
+
+
+def test_json_gives_the_same_config_back():
+    assert from_json(OTHER.to_json(), "there") == OTHER
+    assert from_json(Config().to_json(), "there") == Config()
+
+
+ONLY = "train.each_epoch"  # its other value needs two more fields to change
+
+
+@pytest.mark.parametrize("path", sorted(set(leaves(OTHER)) - {ONLY}))
+def test_digest_differs_when_a_field_does(path):
+    assert leaves(OTHER)[path] != leaves(Config())[path]  # else it proves nothing
+    changed = replace(Config(), path, leaves(OTHER)[path])
+    assert changed.digest() != Config().digest()
+
+
+def test_equal_configs_have_equal_digests():
+    assert from_json(OTHER.to_json(), "there").digest() == OTHER.digest()
+
+
+def test_saved_config_with_an_unknown_field_is_of_another_version():
+    values = json.loads(OTHER.to_json())
+    values["model"]["hiden_size"] = 3
+    message = error_of(from_json, json.dumps(values), "runs/a/config.json")
+    assert message.startswith("runs/a/config.json does not fit this version of bilstm_attn: ")
+    assert "unknown field 'model.hiden_size'" in message
+    assert "(did you mean 'model.hidden_size'?)" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"data": 5}', '{"model": [1]}'])
+def test_what_is_no_saved_config_is_an_error(text):
+    message = error_of(unchecked.from_json, text, "runs/a/config.json")
+    assert message.startswith("runs/a/config.json is not a saved config (")
+    assert message.endswith("give a run's folder")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("model.hidden_size", "64", "model.hidden_size must be int, got '64'"),
+        ("model.cell", 5, "model.cell must be str, got 5"),
+        ("model.hidden_size", 0, "model.hidden_size must be above 0, got 0"),
+        ("optim.schedule", "cosin", "(did you mean 'cosine'?)"),
+        ("optim.schedule", 5, "unknown optim.schedule '5'; choose constant, cosine"),
+        ("data.bucket_edges", "ab", "data.bucket_edges must be tuple[int, ...], got ('a', 'b')"),
+    ],
+)
+def test_saved_value_that_will_not_do_names_its_field(path, value, says):
+    owner, name = path.split(".")
+    values = json.loads(OTHER.to_json())
+    values[owner][name] = value
+    assert says in error_of(unchecked.from_json, json.dumps(values), "there")
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (DataConfig, "validation_reviews", -1),
+        (DataConfig, "train_reviews", 0),
+        (DataConfig, "vocabulary_size", 4),
+        (DataConfig, "max_tokens", 0),
+        (DataConfig, "batch_size", 0),
+        (DataConfig, "bucket_edges", (4, 4)),
+        (DataConfig, "bucket_edges", (4, 3)),
+        (DataConfig, "bucket_edges", (0, 3)),
+        (DataConfig, "batch_size", 6),  # no multiple of the 4 groups
+        (ModelConfig, "embedding_size", 0),
+        (ModelConfig, "hidden_size", -3),
+        (ModelConfig, "layers", 0),
+        (ModelConfig, "attention_size", 0),
+        (ModelConfig, "dense_size", 0),
+        (ModelConfig, "input_dropout", 1.0),
+        (ModelConfig, "head_dropout", -0.1),
+        (OptimConfig, "learning_rate", 0.0),
+        (OptimConfig, "learning_rate", float("nan")),
+        (OptimConfig, "warmup_steps", -1),
+        (OptimConfig, "beta1", 1.0),
+        (OptimConfig, "beta2", float("nan")),
+        (OptimConfig, "epsilon", 0.0),
+        (OptimConfig, "weight_decay", -0.1),
+        (OptimConfig, "clip_norm", 0.0),
+        (TrainConfig, "epochs", 0),
+        (Config, "seed", -1),
+        (Config, "seed", 2**32),
+    ],
+)
+def test_value_out_of_range_names_its_field_and_what_came(kind, field, value):
+    message = error_of(kind, **{field: value})
+    assert field in message
+    assert str(value) in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "wanted"),
+    [
+        ("DataConfig", "batch_size", 8.0, "int"),
+        ("DataConfig", "train_reviews", "all", "int | None"),
+        ("DataConfig", "bucket_edges", [3, 5], "tuple[int, ...]"),
+        ("ModelConfig", "hidden_size", "64", "int"),
+        ("ModelConfig", "layers", True, "int"),
+        ("ModelConfig", "cell", None, "str"),
+        ("OptimConfig", "learning_rate", "fast", "float"),
+        ("OptimConfig", "clip_norm", "none", "float | None"),
+        ("TrainConfig", "epochs", 2.5, "int"),
+        ("Config", "seed", 1.0, "int"),
+        ("Config", "model", {"cell": "gru"}, "ModelConfig"),
+    ],
+)
+def test_value_of_another_type_names_its_field_and_the_type(kind, field, value, wanted):
+    message = error_of(getattr(unchecked, kind), **{field: value})
+    assert message.endswith(f"{field} must be {wanted}, got {value!r}")
+
+
+def test_unknown_choice_in_a_recipe_is_an_error():
+    says = "unknown train.select 'lst'; choose best, last (did you mean 'last'?)"
+    assert error_of(unchecked.TrainConfig, select="lst") == says
+
+
+def test_nothing_may_be_selected_on_the_test_split():
+    held_out, none = DataConfig(), DataConfig(validation_reviews=0)
+    for data, select in [(held_out, "last"), (none, "best")]:
+        message = error_of(Config, data=data, train=TrainConfig(each_epoch="test", select=select))
+        assert "must select nothing" in message
+    Config(data=none, train=TrainConfig(each_epoch="test", select="last"))
+
+
+def test_validation_needs_reviews_held_out():
+    message = error_of(Config, data=DataConfig(validation_reviews=0))
+    assert message.startswith("data.validation_reviews must be above 0")
+
+
+def test_edges_end_with_the_longest_review_that_is_read():
+    assert DataConfig(bucket_edges=(3, 5, 7), max_tokens=9).edges == (3, 5, 7, 9)
+    assert DataConfig(bucket_edges=(3, 5, 7), max_tokens=5).edges == (3, 5)
+    assert DataConfig(bucket_edges=(), max_tokens=5).edges == (5,)
+
+
+def test_groups_share_a_batch_equally():
+    assert DataConfig(bucket_edges=(3, 5), max_tokens=9, batch_size=12).group_size == 4
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", recipe_names(CONFIGS))
+def test_recipe_says_source_command_and_result_in_forty_lines(name):
+    lines = (CONFIGS / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= 40
+    for word in ("Source:", "Run:", "Result:"):
+        assert any(line.startswith(word) for line in lines)
+    assert load_recipe(name, CONFIGS).name == name
+
+
+def test_recipe_may_be_a_file_anywhere(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from bilstm_attn.config import *\nconfig = Config(seed=5)\n")
+    assert load_recipe(str(path), CONFIGS) == Config(name="mine", seed=5)
+
+
+def test_unknown_recipe_lists_the_recipes():
+    message = error_of(load_recipe, "quickstrat", CONFIGS)
+    assert message.startswith("unknown recipe 'quickstrat'; choose ")
+    assert all(name in message for name in recipe_names(CONFIGS))
+    assert "(did you mean 'quickstart'?)" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "must define `config`, a bilstm_attn.config.Config"),
+        ("config = {'seed': 1}", "must define `config`, a bilstm_attn.config.Config"),
+        ("1 / 0", "cannot be read: ZeroDivisionError('division by zero'); mend the file"),
+        ("def", "cannot be read: SyntaxError("),
+        (
+            "from bilstm_attn.config import Config\nconfig = Config(sed=1)",
+            "cannot be read: TypeErr",
+        ),
+        ("raise SystemExit(0)", "cannot be read: SystemExit(0)"),
+        (b"config = 'caf\xe9'", "cannot be read: SyntaxError("),
+    ],
+)
+def test_recipe_that_will_not_do_is_one_line(tmp_path, text, says):
+    path = tmp_path / "mine.py"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = error_of(load_recipe, str(path), CONFIGS)
+    assert message.startswith(f"recipe {path} ")
+    assert says in message
+
+
+def test_recipe_with_a_value_out_of_range_names_the_recipe_and_the_field(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from bilstm_attn.config import *\nconfig = Config(seed=-5)\n")
+    message = error_of(load_recipe, str(path), CONFIGS)
+    assert "seed must be at least 0" in message
+    assert str(path) in message

@@ -1,0 +1,190 @@
+"""A run's folder: what it refuses, and what it keeps."""
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import full_disk
+
+from bilstm_attn.config import Config, ModelConfig, OptimConfig
+from bilstm_attn.errors import UserError
+from bilstm_attn.run import Run, describe_environment, git_revision
+
+CONFIG = Config(name="tiny", model=ModelConfig(hidden_size=3))
+LINES = [{"kind": "train", "step": step, "loss": 1 / step} for step in (2, 4, 6)]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run that has logged three lines."""
+    run = Run(tmp_path / "tiny" / "seed0")
+    run.start(CONFIG, {"command": ["first"]})
+    for line in LINES:
+        run.log(line)
+    return run
+
+
+def error_of(call, *arguments, **given) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# The folder
+
+
+def test_started_run_knows_its_config(run):
+    assert run.config() == CONFIG
+
+
+def test_starting_again_adds_an_environment(run):
+    run.start(CONFIG, {"command": ["second"]})
+    environments = json.loads((run.folder / "environment.json").read_text())
+    assert [environment["command"] for environment in environments] == [["first"], ["second"]]
+
+
+def test_folder_that_is_no_run_is_an_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        message = error_of(Run(folder).config)
+        assert message.startswith(f"{folder} is not a run's folder")
+        assert error_of(Run(folder).exported) == message
+
+
+def test_run_without_a_finished_epoch_has_no_model(run):
+    says = "no epoch has ended; continue the run with --resume"
+    assert error_of(run.exported).endswith(says)
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b'{"laters": 1}'])
+def test_config_of_another_version_or_damaged_is_one_line(run, data):
+    run.config_file.write_bytes(data)
+    assert str(run.config_file) in error_of(run.config)
+
+
+def test_damaged_environment_is_one_line(run):
+    (run.folder / "environment.json").write_text("[{")
+    assert "environment.json is damaged" in error_of(run.start, CONFIG, {})
+
+
+def test_run_that_exists_wants_resume(run):
+    says = "holds this run already; continue it with --resume, or give --name or --seed"
+    assert says in error_of(run.check, CONFIG, resume=False)
+    run.check(CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_of_another_config_names_the_fields_that_differ(run, resume):
+    other = dataclasses.replace(
+        CONFIG,
+        model=ModelConfig(hidden_size=4, cell_options={"forget_bias": 2.0}),
+        optim=OptimConfig(clip_norm=1.0),
+    )
+    message = error_of(run.check, other, resume=resume)
+    assert "model.hidden_size 3 there, 4 here" in message
+    assert "model.cell_options {} there, {'forget_bias': 2.0} here" in message
+    assert "optim.clip_norm None there, 1.0 here" in message
+    assert message.endswith("give this one another --name")
+
+
+def test_nothing_to_resume_is_an_error(tmp_path):
+    says = f"{tmp_path / 'a'} holds no run to resume; leave out --resume"
+    assert error_of(Run(tmp_path / "a").check, CONFIG, resume=True) == says
+    Run(tmp_path / "a").check(CONFIG, resume=False)
+
+
+# Metrics
+
+
+def test_records_are_what_was_logged(run):
+    assert run.records() == LINES
+
+
+def test_run_that_logged_nothing_has_no_records(tmp_path):
+    assert Run(tmp_path).records() == []
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_line_cut_off_by_a_kill_is_left_out(run, kept):
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    run.metrics_file.write_bytes(b"".join(lines[:-1]) + lines[-1][:kept])
+    assert run.records() == LINES[:-1]
+    run.rewind(6)
+    run.log(LINES[-1])
+    assert run.records() == LINES
+
+
+@pytest.mark.parametrize("data", [b"{\n", b"\x00\x00\n", b"\xff\n"])
+def test_damaged_line_of_the_metrics_is_named(run, data):
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    run.metrics_file.write_bytes(lines[0] + data + lines[2])
+    message = error_of(run.records)
+    assert message.startswith(f"line 2 of {run.metrics_file} is damaged (")
+    assert message.endswith("delete that line")
+
+
+def test_rewind_drops_later_steps_alone(run):
+    run.rewind(4)
+    assert run.records() == LINES[:2]
+
+
+def test_full_disk_keeps_the_lines_before(run):
+    before = run.metrics_file.read_bytes()
+    with full_disk(len(before) + 5):
+        message = error_of(run.log, LINES[0])
+    assert message.startswith(f"cannot save {run.metrics_file}: File too large")
+    assert run.metrics_file.read_bytes().startswith(before)
+    assert run.records() == LINES
+
+
+def test_no_space_left_on_the_device_is_one_line(run):
+    run.metrics_file.unlink()
+    run.metrics_file.symlink_to("/dev/full")
+    message = error_of(run.log, LINES[0])
+    assert message.startswith(f"cannot save {run.metrics_file}: No space left on device")
+    assert "free some space" in message
+
+
+def test_tensorboard_without_its_package_names_the_extra(run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    assert error_of(run.open_tensorboard).endswith("pip install -e '.[tensorboard]'")
+
+
+# The environment
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_git_revision_tells_of_changes(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-m", "one")
+    clean = git_revision(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "file").write_text("2")
+    assert git_revision(tmp_path) == f"{clean}+changes"
+
+
+def test_without_a_checkout_there_is_no_revision(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_revision(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert git_revision(tmp_path) is None
+
+
+def test_environment_says_what_a_result_depends_on():
+    class Device:
+        device_kind = "abacus"
+
+    environment = describe_environment([Device(), Device()], "d1f")
+    assert environment["devices"] == ["abacus", "abacus"]
+    assert environment["data_sha256"] == "d1f"
+    assert {"jax", "jaxlib", "flax", "optax", "numpy"} <= set(environment["versions"])
+    json.dumps(environment)

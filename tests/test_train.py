@@ -1,0 +1,197 @@
+"""The train step and the evaluation: devices, seeds, filler, descent."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilstm_attn.config import DataConfig, ModelConfig, OptimConfig
+from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
+from bilstm_attn.evaluate import make_logits_step, predict_logits
+from bilstm_attn.model import Model
+from bilstm_attn.objectives import OBJECTIVES
+from bilstm_attn.optim import make_optimizer, make_schedule
+from bilstm_attn.sharding import make_mesh, place_rows, place_whole
+from bilstm_attn.train import initial_state, make_train_step
+
+DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
+MODEL = Model(
+    ModelConfig(embedding_size=4, hidden_size=3, layers=1, attention_size=5, dense_size=2), 15
+)
+STEPS = 6
+
+
+def random_examples(reviews=45):
+    """Returns reviews whose label says whether word 5 stands in them."""
+    numbers = np.random.default_rng(0)
+    # So few long ones that every batch fits the edges: one layout to compile.
+    counts = np.where(numbers.random(reviews) < 0.7, numbers.integers(0, 5, reviews), 11)
+    ids = numbers.integers(4, 15, counts.sum()).astype(np.int32)
+    stops = np.cumsum(counts)
+    starts = stops - counts
+    labels = [5 in ids[start:stop][-8:] for start, stop in zip(starts, stops, strict=True)]
+    return Examples(
+        ids=ids,
+        starts=starts,
+        stops=stops,
+        labels=np.array(labels, np.int8),
+        rows=np.arange(reviews),
+        lengths=np.minimum(counts + 1, DATA.max_tokens),
+    )
+
+
+EXAMPLES = random_examples()
+
+
+@cache
+def steps_on(devices, objective="cross_entropy"):
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.01), STEPS)
+    mesh = make_mesh(DATA.group_size, devices)
+    return optimizer, mesh, make_train_step(MODEL, OBJECTIVES[objective](), optimizer, mesh)
+
+
+def train_on(devices, seed=0, key=7, batches=None, objective="cross_entropy"):
+    """Returns the state and the sums of each of some steps."""
+    optimizer, mesh, step = steps_on(devices, objective)
+    state = place_whole(initial_state(MODEL, optimizer, seed), mesh)
+    sums = []
+    if batches is None:
+        plans = plan_epoch(EXAMPLES.lengths, DATA, seed, 0)[:STEPS]
+        batches = [read_batch(EXAMPLES, plan, DATA) for plan in plans]
+    for groups in batches:
+        state, of_step = step(state, place_rows(groups, mesh), jax.random.key(key))
+        sums.append(of_step)
+    return state, jax.device_get(sums)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_device_equals_several(objective):
+    one, of_one = train_on(1, objective=objective)
+    four, of_four = train_on(4, objective=objective)
+    # Sums over devices are added in another order: float32 rounding, through 6 steps of Adam.
+    for name in ("params", "sums"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6, rtol=5e-6),
+            getattr(one, name),
+            getattr(four, name),
+        )
+    np.testing.assert_allclose(of_one, of_four, rtol=1e-5)
+
+
+def test_same_seed_same_bits_and_another_seed_or_key_others():
+    one, _ = train_on(4)
+    again, _ = train_on(4)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    for other, _ in (train_on(4, seed=1), train_on(4, key=8)):
+        assert not np.array_equal(other.params["embedding"], one.params["embedding"])
+
+
+def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
+    """The first step against one plain, unsharded gradient over the same reviews."""
+    plan = plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[-1]  # 45 = 5 * 8 + 5: three rows of filler
+    groups = read_batch(EXAMPLES, plan, DATA)
+    assert sum(group.weight.sum() for group in groups) == 5
+    optimizer, *_ = steps_on(4)
+    before = initial_state(MODEL, optimizer, 0)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 8)
+
+    @jax.jit
+    def loss(params):
+        logits = []
+        for group, chosen in zip(groups, (keys[:4], keys[4:]), strict=True):
+            given = jnp.asarray(group.tokens), jnp.asarray(group.length), chosen
+            logits.append(MODEL(params, *given).logits[group.weight == 1])
+        labels = np.concatenate([group.label[group.weight == 1] for group in groups])
+        signed = jnp.concatenate(logits) * (2.0 * labels - 1)
+        return jnp.log1p(jnp.exp(-signed)).mean()
+
+    value, gradient = jax.value_and_grad(loss)(before.params)
+    updates, _ = optimizer.update(gradient, before.optimizer, before.params)
+    expected = jax.tree.map(jnp.add, before.params, updates)
+    after, (sums,) = train_on(4, batches=[groups])
+    assert sums.weight == 5
+    assert sums.loss / sums.weight == pytest.approx(float(value), rel=1e-6)
+    # Adam divides by the gradient's size: where that is 1e-6, its rounding is seen.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after.params, expected)
+
+
+def test_filler_and_unlabelled_rows_change_nothing():
+    (plan,) = plan_epoch(EXAMPLES.lengths[:5], DATA, 0, 0)
+    groups = read_batch(EXAMPLES, plan, DATA)
+    other = tuple(
+        group._replace(
+            tokens=np.where(group.weight[:, None] == 0, 9, group.tokens).astype(np.int32),
+            length=np.where(group.weight == 0, 3, group.length).astype(np.int32),
+        )
+        for group in groups
+    )
+    unlabelled = tuple(
+        group._replace(weight=np.ones_like(group.weight)) for group in other
+    )  # filler has label -1
+    results = [train_on(4, batches=[given]) for given in (groups, other, unlabelled)]
+    for state, sums in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, (state, sums), results[0])
+
+
+def test_a_gradient_that_is_not_finite_shows_in_the_loss():
+    groups = read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[0], DATA)
+    optimizer, mesh, step = steps_on(4)
+    state = initial_state(MODEL, optimizer, 0)
+    state.params["logit"]["bias"] = jnp.full(1, jnp.inf)
+    _, sums = step(place_whole(state, mesh), place_rows(groups, mesh), jax.random.key(0))
+    assert not np.isfinite(sums.loss)
+
+
+def test_training_fits_a_rule():
+    batches = [
+        read_batch(EXAMPLES, plan, DATA) for plan in plan_epoch(EXAMPLES.lengths, DATA, 0, 0)
+    ]
+    _, sums = train_on(4, batches=batches * 25)
+    first, last = (sums[:6], sums[-6:])
+    losses = [sum(s.loss for s in some) / sum(s.weight for s in some) for some in (first, last)]
+    assert losses[1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_evaluation_counts_every_review_once_in_order(devices):
+    params = MODEL.init(jax.random.key(0))
+    mesh = make_mesh(DATA.group_size, devices)
+    counted = []
+    logits = predict_logits(
+        make_logits_step(MODEL, mesh),
+        place_whole(params, mesh),
+        EXAMPLES,
+        DATA,
+        mesh,
+        counted.append,
+    )
+    assert sum(counted) == EXAMPLES.size
+    single = jax.jit(MODEL.__call__)
+    for example in range(0, EXAMPLES.size, 7):
+        ids = EXAMPLES.ids[EXAMPLES.starts[example] : EXAMPLES.stops[example]]
+        tokens = np.zeros((1, DATA.max_tokens), np.int32)
+        review = [1, *ids][-DATA.max_tokens :]
+        tokens[0, : len(review)] = review
+        alone = single(params, tokens, np.array([len(review)])).logits[0]
+        assert logits[example] == pytest.approx(float(alone), abs=2e-6)  # float32 rounding
+
+
+def test_schedules_rise_hold_and_fall():
+    constant = make_schedule(OptimConfig(learning_rate=0.5), 100)
+    assert [float(constant(step)) for step in (0, 50, 99)] == [0.5, 0.5, 0.5]
+    cosine = make_schedule(OptimConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10), 110)
+    assert [float(cosine(step)) for step in (0, 5, 10)] == pytest.approx([0, 0.25, 0.5])
+    assert float(cosine(60)) == pytest.approx(0.25)
+    assert float(cosine(110)) == pytest.approx(0, abs=1e-7)
+
+
+def test_decay_shrinks_matrices_and_leaves_biases():
+    config = OptimConfig(learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(config, 10)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["bias"], 0)
