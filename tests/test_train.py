@@ -187,6 +187,25 @@ def test_schedules_rise_hold_and_fall():
     assert float(cosine(110)) == pytest.approx(0, abs=1e-7)
 
 
+def test_adam_is_keras_where_gradients_are_as_small_as_epsilon():
+    config = OptimConfig(learning_rate=0.01, epsilon=1e-7)
+    optimizer = make_optimizer(config, 10)
+    params = {"kernel": jnp.zeros((2, 3))}
+    state, numbers = optimizer.init(params), np.random.default_rng(0)
+    m = v = place = np.zeros((2, 3))
+    for t in range(1, 9):
+        gradient = 1e-7 * numbers.normal(size=(2, 3))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rate = 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        place = place - rate * m / (np.sqrt(v) + 1e-7)
+        updates, state = optimizer.update(
+            {"kernel": jnp.asarray(gradient, jnp.float32)}, state, params
+        )
+        params = jax.tree.map(jnp.add, params, updates)
+        # float32: 1 - 0.999^t is good to some 1e-4 of itself at first.
+        np.testing.assert_allclose(params["kernel"], place, rtol=1e-3)
+
+
 def test_decay_shrinks_matrices_and_leaves_biases():
     config = OptimConfig(learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer(config, 10)
