@@ -5,7 +5,6 @@ number. Paths, devices and log intervals are arguments of a run and live in `scr
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -238,10 +237,6 @@ class Config:
     def to_json(self) -> str:
         """Returns the config as indented JSON that `from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def digest(self) -> str:
-        """Returns 12 hexadecimal digits that differ when any field does."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
 
 def from_json(text: str, origin: str) -> Config:

@@ -114,14 +114,10 @@ ONLY = "train.each_epoch"  # its other value needs two more fields to change
 
 
 @pytest.mark.parametrize("path", sorted(set(leaves(OTHER)) - {ONLY}))
-def test_digest_differs_when_a_field_does(path):
+def test_json_differs_when_a_field_does(path):
     assert leaves(OTHER)[path] != leaves(Config())[path]  # else it proves nothing
     changed = replace(Config(), path, leaves(OTHER)[path])
-    assert changed.digest() != Config().digest()
-
-
-def test_equal_configs_have_equal_digests():
-    assert from_json(OTHER.to_json(), "there").digest() == OTHER.digest()
+    assert changed.to_json() != Config().to_json()
 
 
 def test_saved_config_with_an_unknown_field_is_of_another_version():
