@@ -85,7 +85,7 @@ class DataConfig:
         require(
             self.batch_size % len(self.edges) == 0,
             f"data.batch_size must be a multiple of the {len(self.edges)} groups that "
-            f"data.bucket_edges makes, got {self.batch_size}",
+            f"data.bucket_edges makes, got {self.batch_size}; give --data.bucket-edges too",
         )
 
     @property

@@ -60,7 +60,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A model from its one exported file, compiled once for each length."""
+    """A model from its one exported file, compiled for each length, for one review and for many."""
 
     def __init__(self, path: Path):
         """Loads `path`, a `model.safetensors`.
@@ -105,9 +105,10 @@ class Predictor:
         texts = list(texts)
         reviews = [self.read(text) for text in texts]
         predictions = []
+        rows = 1 if len(texts) == 1 else REVIEWS_AT_ONCE
         for start in range(0, len(texts), REVIEWS_AT_ONCE):
             chosen = slice(start, start + REVIEWS_AT_ONCE)
-            predictions += self._predict(texts[chosen], reviews[chosen], rows=min(len(texts), 32))
+            predictions += self._predict(texts[chosen], reviews[chosen], rows=rows)
         return predictions
 
     def _predict(self, texts: list[str], reviews: list[np.ndarray], rows: int) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """Runs to figures and tables."""
 
+import dataclasses
 import io
 import statistics
 from collections import defaultdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bilstm_attn.checkpoint import write_file
+from bilstm_attn.config import Config
 from bilstm_attn.errors import UserError
 from bilstm_attn.run import Run
 
@@ -54,10 +56,17 @@ def summarise(folders: Sequence[Path]) -> str:
       UserError: there are no finished epochs.
     """
     rows: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    recipes: dict[str, Config] = {}
     for folder in folders:
         for path in sorted(folder.rglob("metrics.jsonl")):
             run = Run(path.parent)
             config = run.config()
+            same = dataclasses.replace(config, seed=0)
+            if recipes.setdefault(config.name, same) != same:
+                raise UserError(
+                    f"{run.folder} has another config than the runs of {config.name} before it, so "
+                    "they have no mean; report it alone"
+                )
             for record in run.records():
                 if record["kind"] == "epoch":
                     split = config.train.each_epoch

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -49,6 +50,11 @@ class Run:
     def curves(self) -> Path:
         """The picture of the curves."""
         return self.folder / "curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files."""
+        return self.folder / "tensorboard"
 
     def predictions(self, split: str) -> Path:
         """The predictions for each review of a split."""
@@ -113,6 +119,10 @@ class Run:
             earlier = json.loads(environments.read_bytes()) if environments.exists() else []
         except ValueError as error:
             raise UserError(f"{environments} is damaged ({error}); delete it") from None
+        if earlier and earlier[-1].get("data_sha256") != environment.get("data_sha256"):
+            raise UserError(
+                f"{self.folder} was begun on other data; give the --cache it had, or another --name"
+            )
         write_file(environments, json.dumps([*earlier, environment], indent=2).encode())
         write_file(self.config_file, config.to_json().encode())
 
@@ -128,15 +138,18 @@ class Run:
             raise UserError(
                 "--tensorboard needs tensorboardX; install it with pip install -e '.[tensorboard]'"
             ) from None
-        self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+        with saving(self.tensorboard):
+            self._tensorboard = SummaryWriter(str(self.tensorboard))
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for."""
+        line = json.dumps(record) + "\n"
         with saving(self.metrics_file), self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line)
         if self._tensorboard is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
+            numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+            with saving(self.tensorboard):
+                for name, value in numbers.items():
                     self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def records(self) -> list[dict[str, Any]]:
@@ -190,6 +203,7 @@ def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]
         "devices": [device.device_kind for device in devices],
         "git_revision": git_revision(Path(__file__).parent),
         "data_sha256": data_sha256,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

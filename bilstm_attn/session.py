@@ -73,9 +73,9 @@ def run_training(
         f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
         f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}"
     )
+    run.start(config, describe_environment(list(mesh.devices.flat), tokens.meta["sha256"]))
     if tensorboard:
         run.open_tensorboard()
-    run.start(config, describe_environment(list(mesh.devices.flat), tokens.meta["sha256"]))
     if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
         show.say("no checkpoint was saved yet; starting at step 0")
     command = ["python", *sys.argv] + ([] if resume else ["--resume"])
@@ -99,7 +99,7 @@ def run_training(
         return 130
     report_split = config.train.each_epoch
     if report_split == "validation" and "test" in tokens.splits:
-        _measure_test_once(run, tokens, mesh, show)
+        _measure_test_once(run, chosen, tokens, mesh, show)
     elif report_split == "validation":
         selected = "" if config.train.select == "last" else ", selected on these very reviews"
         show.say(
@@ -111,7 +111,8 @@ def run_training(
     draw_curves(run.records(), report_split, run.curves)
     show.say(f"curves   {run.curves}")
     show.say(f"run      {folder}")
-    show.say(f'try it   python scripts/predict.py {folder} "A film to see twice, and then again."')
+    here = shlex.quote(str(folder))
+    show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
     return 0
 
 
@@ -181,7 +182,9 @@ def measure_split(
     return measure(logits, examples.labels)
 
 
-def _measure_test_once(run: Run, tokens: TokenCache, mesh: Any, show: Show) -> None:
+def _measure_test_once(
+    run: Run, chosen: dict[str, Any], tokens: TokenCache, mesh: Any, show: Show
+) -> None:
     """Measures the exported epoch on the test split and logs it, if that is not done yet."""
     done = [record for record in run.records() if record["kind"] == "final"]
     if done:
@@ -189,14 +192,13 @@ def _measure_test_once(run: Run, tokens: TokenCache, mesh: Any, show: Show) -> N
     else:
         exported = load_model(run.exported())
         measured = measure_split(exported, run, tokens, "test", mesh, show)
-        epochs = [record for record in run.records() if record["kind"] == "epoch"]
-        run.log({"kind": "final", "step": epochs[-1]["step"], "split": "test", **measured})
+        run.log({"kind": "final", "step": chosen["step"], "split": "test", **measured})
     show.say(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
 
 
 def run_evaluation(
     folder: Path,
-    split: str,
+    split: str | None,
     *,
     cache: Path | None,
     data_dir: Path | None,
@@ -204,6 +206,8 @@ def run_evaluation(
     devices: int | None,
 ) -> int:
     """Measures a run's exported model on a split and prints it; returns the exit status.
+
+    Without a split it is test, or validation where the data set has no test.
 
     Raises:
       UserError: not a run, no such split, or no data; says what to do.
@@ -215,7 +219,9 @@ def run_evaluation(
     tokens = prepare_tokens(
         config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
     )
+    split = split or ("test" if "test" in tokens.splits else "validation")
     measured = measure_split(exported, run, tokens, split, mesh, show)
+    show.say(f"split              {split}")
     for name, value in measured.items():
         show.say(f"{name.replace('_', ' '):18} {value:.6f}")
     show.say(f"predictions        {run.predictions(split)}")

@@ -14,6 +14,7 @@ from bilstm_attn.types import Batch
 Tree = TypeVar("Tree")
 
 AXIS = "data"
+MOST_CPU_DEVICES = 8  # more would share a batch in crumbs; measured on two cores only
 ROWS = PartitionSpec(AXIS)  # the first axis is divided over the devices
 WHOLE = PartitionSpec()  # every device has all of it
 
@@ -27,19 +28,24 @@ def make_mesh(rows: int, devices: int | None = None) -> Mesh:
     Raises:
       UserError: there are not so many devices, or they do not divide the batch.
     """
+    if devices is not None and (devices < 1 or rows % devices):
+        raise UserError(
+            f"--devices must be above 0 and divide each group of {rows} reviews (data.batch_size "
+            f"by the groups of data.bucket_edges), got {devices}"
+        )
     wanted = devices
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if devices is None:
-        devices = max(n for n in range(1, (cores or 1) + 1) if rows % n == 0)
+        devices = max(n for n in range(1, min(cores or 1, MOST_CPU_DEVICES) + 1) if rows % n == 0)
     # Where jax is in use already, as in a notebook, its devices are what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices)
     available = jax.devices()
     if wanted is None:
         devices = min(devices, len(available)) if jax.default_backend() == "cpu" else len(available)
-    if devices < 1 or devices > len(available):
+    if devices > len(available):
         raise UserError(
-            f"--devices must be from 1 to {len(available)} on {jax.default_backend()}, "
+            f"--devices must be at most the {len(available)} of {jax.default_backend()}, "
             f"got {devices}"
         )
     if rows % devices:

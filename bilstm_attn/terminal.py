@@ -150,4 +150,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader, as head does, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        print(f"error: {error}; give another path", file=sys.stderr)
+        status = 2
     sys.exit(status)

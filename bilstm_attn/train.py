@@ -215,15 +215,16 @@ def train(
     state = place_whole(initial_state(model, optimizer, config.seed), mesh)
     epochs: list[dict[str, Any]] = []
     pending: list[Any] = []
+    spent = 0.0  # seconds of an interrupted epoch
     split = config.train.each_epoch
 
     with Checkpoints(run.checkpoints) as checkpoints, interruptible() as is_interrupted:
         if (restored := checkpoints.restore(state, show.say)) is not None:
             state, record = restored
-            epochs, pending = record["epochs"], record.get("pending", [])
+            epochs, pending, spent = record["epochs"], record["pending"], record["seconds"]
             show.say(f"resuming at step {int(state.step)}")
         step = int(state.step)
-        run.rewind(step)
+        run.rewind(pending[0][0] - 1 if pending else step)
         log = StepLog(run, log_every_steps, pending)
         to_run = {
             epoch: plan_epoch(training.lengths, config.data, config.seed, epoch)
@@ -232,7 +233,7 @@ def train(
         layouts = {plan.edges for plans in to_run.values() for plan in plans}
         compiled = _compile(step_fn, state, key, config, layouts, mesh, show) if layouts else {}
         for epoch, plans in to_run.items():
-            begun = time.perf_counter()
+            begun, spent = time.perf_counter() - spent, 0.0
             done = plans[: step - epoch * steps_per_epoch]
             if not done:
                 state = state._replace(sums=place_whole(zero_sums(), mesh))
@@ -246,13 +247,15 @@ def train(
                     log.add(step, epoch + 1, sums)
                     bar.advance(len(plan.examples))
                     bar.describe(log.latest)
-                    if is_interrupted():
+                    if is_interrupted() and plan is not plans[-1]:
                         record = {"epochs": epochs, "pending": log.pending()}
+                        record["seconds"] = time.perf_counter() - begun
                         checkpoints.save(step, state, record)
                         raise Interrupted(step)
             log.flush()
             seconds = time.perf_counter() - begun
             trained: Sums = jax.device_get(state.sums)
+            begun = time.perf_counter()
             with show.bar(f"measure {split}", watched.size, 0) as bar:
                 logits = predict_logits(
                     logits_of, state.params, watched, config.data, mesh, bar.advance
@@ -266,14 +269,17 @@ def train(
                 "train_loss": float(trained.loss / trained.weight),
                 "train_accuracy": float(trained.correct / trained.weight),
                 "seconds": seconds,
-                "reviews_per_second": (training.size - reviews_done) / seconds,
+                "measure_seconds": time.perf_counter() - begun,
+                "reviews_per_second": training.size / seconds,
             } | {f"{split}_{name}": value for name, value in measured.items()}
             epochs.append(record)
             if chosen_epoch(config, epochs) is record:
                 export_model(run.model, jax.device_get(state.params), config, vocabulary)
             run.log({"kind": "epoch", **record})
-            checkpoints.save(step, state, {"epochs": epochs, "pending": []})
+            checkpoints.save(step, state, {"epochs": epochs, "pending": [], "seconds": 0.0})
             show.epoch(record, split)
+            if is_interrupted() and epoch + 1 < config.train.epochs:
+                raise Interrupted(step)
     return chosen_epoch(config, epochs)
 
 

@@ -15,8 +15,9 @@ class Arguments:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's folder, runs/RECIPE/seedN."""
-    split: str = "test"
-    """test, validation (the reviews this run held out) or train."""
+    split: str | None = None
+    """test, validation (the reviews this run held out) or train (all of them, held out or not);
+    None is test, or validation where there is no test."""
     cache: Path | None = None
     """Where token caches lie; None is ~/.cache/bilstm_attn."""
     data_dir: Path | None = None
@@ -24,7 +25,7 @@ class Arguments:
     archive: Path | None = None
     """A local aclImdb_v1.tar.gz to prepare the data set from."""
     devices: int | None = None
-    """Devices to share each batch; None is every accelerator, or every core."""
+    """Devices to share each batch; None is every accelerator, or up to 8 cores."""
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.text import Text
 from tyro.conf import Positional, arg
 
+from bilstm_attn.config import require
 from bilstm_attn.errors import UserError
 from bilstm_attn.terminal import parse, run_script
 from bilstm_attn.text import decode_utf8
@@ -33,7 +34,7 @@ class Arguments:
 
 
 def show_prediction(prediction, top: int) -> None:
-    """Prints one prediction, its words shaded by attention."""
+    """Prints one prediction, its words shaded from the least to the most attention."""
     console = Console(highlight=False)
     colour = "green" if prediction.label == "positive" else "red"
     line = Text.assemble((prediction.label, f"bold {colour}"))
@@ -46,9 +47,10 @@ def show_prediction(prediction, top: int) -> None:
     words = (f"{prediction.text[word.start : word.stop]} {word.weight:.3f}" for word in listed)
     console.print("most attention  " + ", ".join(words), markup=False)
     shaded = Text(prediction.text)
+    most, least = listed[0].weight, min(word.weight for word in prediction.words)
     for word in prediction.words:
-        share = round(255 * (1 - word.weight / listed[0].weight))
-        background = Color.from_rgb(255, 255, share)
+        share = (word.weight - least) / (most - least) if most > least else 1.0
+        background = Color.from_rgb(255, 255, round(255 * (1 - share)))
         shaded.stylize(Style(color="black", bgcolor=background), word.start, word.stop)
     if console.color_system:
         console.print(shaded)
@@ -62,6 +64,9 @@ def main(arguments: list[str]) -> int:
         program="scripts/predict.py",
         description="Asks a run about a review, or about a file of them: JSON lines out.",
     )
+    require(parsed.top > 0, f"--top must be above 0, got {parsed.top}")
+    if parsed.text is None and parsed.file is None and sys.stdin.isatty():
+        print("reading reviews from standard input, one a line", file=sys.stderr)
     if parsed.text is not None and parsed.file is not None:
         raise UserError("give a text or --file, not both")
     from bilstm_attn.predict import Predictor, predict_lines  # after parsing: jax is slow to import

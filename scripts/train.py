@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from bilstm_attn.config import Config, load_recipe, recipe_names
+from bilstm_attn.errors import UserError
 from bilstm_attn.terminal import parse, run_script
 
 RECIPES = Path(__file__).parent.parent / "configs"
@@ -27,7 +28,7 @@ class RunArguments:
     archive: Path | None = None
     """A local aclImdb_v1.tar.gz to prepare the data set from."""
     devices: int | None = None
-    """Devices to share each batch; None is every accelerator, or every core."""
+    """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
@@ -45,17 +46,21 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Trains; returns the exit status."""
     names = ", ".join(recipe_names(RECIPES))
-    if not arguments or arguments[0].startswith("-"):
-        print(f"usage: scripts/train.py RECIPE [OPTIONS]\n\nrecipes: {names}, or a Python file\n")
-        print("scripts/train.py RECIPE --help lists every option and field.")
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    recipe, *rest = arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        recipe, rest, config = "RECIPE", ["--help"], Config()
+    elif not arguments or arguments[0].startswith("-"):
+        raise UserError(
+            f"the recipe comes first: scripts/train.py RECIPE [OPTIONS]; choose {names}"
+        )
+    else:
+        recipe, *rest = arguments
+        config = load_recipe(recipe, RECIPES)
     parsed = parse(
         Arguments,
         rest,
         program=f"scripts/train.py {recipe}",
         description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file.",
-        default=Arguments(RunArguments(), load_recipe(recipe, RECIPES)),
+        default=Arguments(RunArguments(), config),
     )
     from bilstm_attn.session import run_training  # after parsing: jax takes seconds to import
 

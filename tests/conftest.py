@@ -1,5 +1,9 @@
 """The strict harness: checked shapes, no silent broadcasting, several virtual devices."""
 
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the tolerances are those of float32 on a CPU
+
 import jax
 from jaxtyping import install_import_hook
 

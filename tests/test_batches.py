@@ -16,8 +16,9 @@ from bilstm_attn.data.batches import (
     select_examples,
 )
 from bilstm_attn.data.cache import Split
+from bilstm_attn.data.sources import MovieReviews
 from bilstm_attn.errors import UserError
-from bilstm_attn.text import START, UNKNOWN
+from bilstm_attn.text import START, UNKNOWN, tokenise
 
 CONFIG = DataConfig(
     validation_reviews=4, vocabulary_size=9, max_tokens=12, batch_size=6, bucket_edges=(5, 8)
@@ -142,10 +143,10 @@ def test_unknown_words_become_one_id():
     assert UNKNOWN in made.ids
 
 
-def test_all_training_reviews_in_random_batches_of_256_fit_the_tutorials_edges():
-    # Lengths like the real ones: log-normal with their median and 90th percentile.
-    lengths = np.random.default_rng(0).lognormal(np.log(177), 0.7, 25_000).astype(int) + 1
+def test_real_reviews_in_random_batches_fit_the_default_edges():
     config = DataConfig()
-    plans = plan_epoch(np.minimum(lengths, config.max_tokens), config, 0, 0)
-    assert len(plans) == 98
-    assert len({plan.edges for plan in plans}) <= 2
+    lengths = [len(tokenise(text)) + 1 for text, _ in MovieReviews().read("train")]
+    lengths = np.minimum(lengths, config.max_tokens)
+    plans = [plan for epoch in range(3) for plan in plan_epoch(lengths, config, 0, epoch)]
+    assert len(plans) == 3 * 98
+    assert sum(plan.edges == config.edges for plan in plans) >= 293

