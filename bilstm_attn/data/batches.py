@@ -98,7 +98,8 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
     group g padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` whole,
     so that there are at most two layouts to compile for.
 
-    Deviation from batches of one length each: those train a worse model (see docs/results.md).
+    Deviation from batches of one length each, which waste less: those trained a worse model
+    (README, Results).
     """
     order = random_numbers(seed, "order", epoch).permutation(len(lengths))
     plans = []
