@@ -477,7 +477,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(own, d
 
 def test_learning_rate_far_too_high_exports_no_epoch_and_says_the_step(empty):
     # One step an epoch: nothing in its loss or gradient shows what the step made of the parameters.
-    fields = {"optim__learning_rate": 1e30, "data__batch_size": 48}
+    fields = {"optim__learning_rate": 1e38, "data__batch_size": 48, "model__dense_size": 16}
     message = error_of(train, empty, "--name", "far", "--devices", 1, **fields)
     assert "not finite at step 1 (epoch 1)" in message
     run = tiny_run(empty, "far")
