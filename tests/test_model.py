@@ -24,10 +24,14 @@ SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size
 # float32 rounding where the compiler may order sums differently; logits are of size 1.
 TOLERANCE = 2e-6
 
-CONFIGS = {
-    **{f"cell-{name}": ModelConfig(cell=name, **SMALL) for name in CELLS},
-    **{f"attention-{name}": ModelConfig(attention=name, **SMALL) for name in ATTENTIONS},
-    **{f"pooling-{name}": ModelConfig(pooling=name, **SMALL) for name in POOLINGS},
+TABLES = {"cell": CELLS, "attention": ATTENTIONS, "pooling": POOLINGS}
+DEFAULT = ModelConfig(**SMALL)
+CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
+CONFIGS |= {
+    f"{field}-{name}": dataclasses.replace(DEFAULT, **{field: name})
+    for field, table in TABLES.items()
+    for name in table
+    if getattr(DEFAULT, field) != name
 }
 every_entry = pytest.mark.parametrize("name", CONFIGS)
 
