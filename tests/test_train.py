@@ -1,5 +1,6 @@
 """The train step and the evaluation: devices, seeds, filler, descent."""
 
+import re
 from functools import cache
 
 import jax
@@ -115,6 +116,24 @@ def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
     assert sums.loss / sums.weight == pytest.approx(float(value), rel=1e-6)
     # Adam divides by the gradient's size: where that is 1e-6, its rounding is seen.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after.params, expected)
+
+
+def test_no_device_waits_for_another_inside_a_time_loop():
+    optimizer, mesh, step = steps_on(4)
+    groups = place_rows(
+        read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[0], DATA), mesh
+    )
+    state = place_whole(initial_state(MODEL, optimizer, 0), mesh)
+    program = step.lower(state, groups, jax.random.key(0)).compile().as_text()
+    bodies = set(re.findall(r"body=%?([\w.-]+)", program))
+    computations = {
+        name: text
+        for name, text in re.findall(r"^%?([\w.-]+) [^\n]*\{\n(.*?)^\}", program, re.M | re.S)
+    }
+    assert bodies <= set(computations)
+    assert len(bodies) >= 8  # forward and backward, two directions, two groups
+    assert [name for name in bodies if "all-reduce" in computations[name]] == []
+    assert "all-reduce" in program
 
 
 def test_filler_and_unlabelled_rows_change_nothing():
