@@ -4,8 +4,8 @@ Nothing is selected on it. Every training review is trained on.
 
 Source: the tutorial's Keras model; its figures are 87.21, 88.35, 87.93 % and 541-566 s an epoch.
 Run:    python scripts/train.py tutorial
-Result: 87.49 ± 0.43, 87.75 ± 0.12, 87.61 ± 0.19 % after epochs 1, 2, 3; two seeds (0 and 1) of the
-        five to come; 151-158 s an epoch on two CPU cores (AMD EPYC).
+Result: 87.53 ± 0.31, 87.74 ± 0.09, 87.64 ± 0.14 % after epochs 1, 2, 3; seeds 0 to 2, of five
+        to come; 151-158 s an epoch on two CPU cores (AMD EPYC).
 """
 
 from bilstm_attn.config import Config, DataConfig, TrainConfig
