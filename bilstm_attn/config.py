@@ -113,6 +113,8 @@ class ModelConfig:
     """Recurrent cell: a name in cells.CELLS."""
     cell_options: Options = dataclasses.field(default_factory=dict)
     """What else the cell's constructor takes, as pairs of name and value."""
+    word_dropout: float = 0.0
+    """Rate of dropping a word's vector, at every place of the word in a review at once."""
     input_dropout: float = 0.5
     """Rate of dropping a layer's inputs, one mask for all time steps."""
     pooling: str = "attention"
@@ -140,7 +142,12 @@ class ModelConfig:
             attention_size=self.attention_size,
             dense_size=self.dense_size,
         )
-        require_fraction("model", input_dropout=self.input_dropout, head_dropout=self.head_dropout)
+        require_fraction(
+            "model",
+            word_dropout=self.word_dropout,
+            input_dropout=self.input_dropout,
+            head_dropout=self.head_dropout,
+        )
 
     @property
     def states_size(self) -> int:

@@ -8,9 +8,9 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from bilstm_attn.types import Keys
+from bilstm_attn.types import Keys, Tokens
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
@@ -29,3 +29,19 @@ def dropout_mask(keys: Keys, name: str, rate: float, size: int) -> Float[Array, 
         return jax.random.bernoulli(stream(key, name), keep, (size,)) / jnp.float32(keep)
 
     return jax.vmap(of_review)(keys)
+
+
+def word_mask(keys: Keys, name: str, rate: float, tokens: Tokens) -> Float[Array, "b t"]:
+    """Returns a mask that drops words: a review loses all places of a word, or none.
+
+    Gal and Ghahramani, 2016, arXiv:1512.05287, section 4.2.
+    """
+    keep = 1.0 - rate
+
+    def of_token(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, ""]:
+        return jax.random.bernoulli(jax.random.fold_in(key, token), keep) / jnp.float32(keep)
+
+    def of_review(key: Key[Array, ""], tokens: Int[Array, " t"]) -> Float[Array, " t"]:
+        return jax.vmap(of_token, (None, 0))(stream(key, name), tokens)
+
+    return jax.vmap(of_review)(keys, tokens)

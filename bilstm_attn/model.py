@@ -10,8 +10,9 @@ from jaxtyping import Array, Key
 from bilstm_attn.attention import ATTENTIONS, Attention
 from bilstm_attn.cells import glorot_uniform
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.dropout import dropout_mask
+from bilstm_attn.dropout import dropout_mask, word_mask
 from bilstm_attn.encoder import Encoder
+from bilstm_attn.errors import UserError
 from bilstm_attn.pooling import POOLINGS, Pooling
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.registry import look_up, make
@@ -31,6 +32,7 @@ class Classifier(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, *, rngs: nnx.Rngs):
         self.dense_size = config.dense_size
+        self.word_dropout = config.word_dropout
         self.head_dropout = config.head_dropout
         table = jax.random.uniform(
             rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
@@ -47,11 +49,15 @@ class Classifier(nnx.Module):
         )
         look_up("attention", ATTENTIONS, config.attention)
         uses_attention = self.pooling.uses_attention
+        if config.attention_options and not uses_attention:
+            raise UserError(
+                f"pooling {config.pooling!r} uses no attention; leave out model.attention_options"
+            )
         self.attention: Attention = make(
             "attention",
             ATTENTIONS,
             config.attention if uses_attention else "uniform",
-            config.attention_options if uses_attention else {},
+            config.attention_options,
             states_size=config.states_size,
             attention_size=config.attention_size,
             rngs=rngs,
@@ -61,9 +67,12 @@ class Classifier(nnx.Module):
         )
         self.logit = nnx.Linear(config.dense_size, 1, kernel_init=glorot_uniform, rngs=rngs)
 
-    def embed(self, tokens: Tokens) -> Inputs:
-        """Returns the words' vectors, time-major `[t b e]`."""
-        return self.embedding[...][tokens.T]
+    def embed(self, tokens: Tokens, keys: Keys | None = None) -> Inputs:
+        """Returns the words' vectors, time-major `[t b e]`; `keys`, one a review, drop words."""
+        vectors = self.embedding[...][tokens.T]
+        if keys is not None and self.word_dropout > 0:
+            vectors *= word_mask(keys, "words", self.word_dropout, tokens).T[..., None]
+        return vectors
 
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
         """Returns everything computed from the words' vectors `[t b e]`.
@@ -98,9 +107,9 @@ class Model:
         """Returns initial parameters: a tree of float32 arrays."""
         return nnx.to_pure_dict(nnx.split(self._build(key))[1])
 
-    def embed(self, params: Params, tokens: Tokens) -> Inputs:
-        """Returns the words' vectors, time-major `[t b e]`."""
-        return self._merge(params).embed(tokens)
+    def embed(self, params: Params, tokens: Tokens, keys: Keys | None = None) -> Inputs:
+        """Returns the words' vectors, time-major `[t b e]`; `keys` add dropout."""
+        return self._merge(params).embed(tokens, keys)
 
     def classify(
         self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
@@ -112,7 +121,7 @@ class Model:
         self, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys | None = None
     ) -> Output:
         """Returns everything computed from the tokens `[b t]`; `keys` add dropout."""
-        return self.classify(params, self.embed(params, tokens), lengths, keys)
+        return self.classify(params, self.embed(params, tokens, keys), lengths, keys)
 
     def _build(self, key: Key[Array, ""]) -> Classifier:
         return Classifier(self.config, self.vocabulary_size, rngs=nnx.Rngs(params=key))

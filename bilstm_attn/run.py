@@ -1,5 +1,6 @@
 """A run's folder: what lies in it, and where it came from."""
 
+import atexit
 import dataclasses
 import importlib.metadata
 import json
@@ -24,6 +25,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._tensorboard_writer: Any = None  # its class, where TensorBoard files are wanted
         self._tensorboard: Any = None
 
     @property
@@ -127,7 +129,7 @@ class Run:
         write_file(self.config_file, config.to_json().encode())
 
     def open_tensorboard(self) -> None:
-        """Writes what is logged from now on into TensorBoard files too.
+        """Writes what is logged after the next `rewind` into TensorBoard files too.
 
         Raises:
           UserError: tensorboardX is not installed.
@@ -138,8 +140,7 @@ class Run:
             raise UserError(
                 "--tensorboard needs tensorboardX; install it with pip install -e '.[tensorboard]'"
             ) from None
-        with saving(self.tensorboard):
-            self._tensorboard = SummaryWriter(str(self.tensorboard))
+        self._tensorboard_writer = SummaryWriter
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for."""
@@ -174,6 +175,18 @@ class Run:
         """Drops the records of steps after `step`, which will be run again."""
         kept = [record for record in self.records() if record["step"] <= step]
         write_file(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if self._tensorboard_writer is not None:
+            with saving(self.tensorboard):
+                self._tensorboard = self._tensorboard_writer(
+                    str(self.tensorboard), purge_step=step + 1, filename_suffix=f".from{step}"
+                )
+            atexit.register(self.close)  # else its thread dies with what it has not written
+
+    def close(self) -> None:
+        """Writes out what TensorBoard's files still lack."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
 
 
 def _differences(there: Config, here: Config) -> list[str]:

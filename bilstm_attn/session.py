@@ -11,7 +11,7 @@ import numpy as np
 from bilstm_attn.checkpoint import Exported, load_model
 from bilstm_attn.config import Config, require
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
-from bilstm_attn.data.cache import TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.metrics import measure
@@ -28,12 +28,10 @@ from bilstm_attn.train import Interrupted, train
 
 def run_training(
     config: Config,
+    places: DataPlaces,
     *,
     runs: Path,
     resume: bool,
-    cache: Path | None,
-    data_dir: Path | None,
-    archive: Path | None,
     devices: int | None,
     log_every_steps: int,
     tensorboard: bool,
@@ -47,28 +45,11 @@ def run_training(
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
     mesh = make_mesh(config.data.group_size, devices)
     check_names(config)
-    folder = runs / config.name / f"seed{config.seed}"
-    run = Run(folder)
+    run = Run(runs / config.name / f"seed{config.seed}")
     run.check(config, resume=resume)
-    tokens = prepare_tokens(
-        config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
-    )
-    all_training = tokens.split("train")
-    counts = all_training.counts + 1
-    show.say(
-        f"{len(counts):,} training reviews: longest {counts.max()}, "
-        f"mean {counts.mean():.5f} tokens, with the start token"
-    )
-    training_rows, validation_rows = draw_parts(len(counts), config.data, config.seed)
-    vocabulary = count_vocabulary(
-        all_training, training_rows, tokens.lexicon(), config.data.vocabulary_size
-    )
-    model = Model(config.model, vocabulary.size)
-    training = _examples(tokens, "train", training_rows, vocabulary, config)
-    if config.train.each_epoch == "test":
-        watched = split_examples(tokens, "test", vocabulary, config)
-    else:
-        watched = _examples(tokens, "train", validation_rows, vocabulary, config)
+    tokens = prepare_tokens(config.data.dataset, places, show)
+    _say_lengths(tokens, show)
+    vocabulary, training, watched = _examples_of_run(tokens, config)
     show.say(
         f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
         f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}"
@@ -78,11 +59,10 @@ def run_training(
         run.open_tensorboard()
     if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
         show.say("no checkpoint was saved yet; starting at step 0")
-    command = ["python", *sys.argv] + ([] if resume else ["--resume"])
     try:
         chosen = train(
             config,
-            model,
+            Model(config.model, vocabulary.size),
             vocabulary,
             training,
             watched,
@@ -92,28 +72,57 @@ def run_training(
             log_every_steps=log_every_steps,
         )
     except Interrupted as interrupted:
+        command = ["python", *sys.argv] + ([] if resume else ["--resume"])
         show.say(
             f"stopped at step {interrupted.step}; its state is saved; go on with\n"
             f"  {shlex.join(command)}"
         )
         return 130
-    report_split = config.train.each_epoch
-    if report_split == "validation" and "test" in tokens.splits:
+    if config.train.each_epoch == "validation" and "test" in tokens.splits:
         _measure_test_once(run, chosen, tokens, mesh, show)
-    elif report_split == "validation":
-        selected = "" if config.train.select == "last" else ", selected on these very reviews"
-        show.say(
-            f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
-            f"{chosen['epoch']} ({watched.size:,} reviews{selected})"
-        )
     else:
-        show.say(f"test accuracy {percent(chosen['test_accuracy'])} after epoch {chosen['epoch']}")
-    draw_curves(run.records(), report_split, run.curves)
+        _say_chosen(config, chosen, watched.size, show)
+    draw_curves(run.records(), config.train.each_epoch, run.curves)
     show.say(f"curves   {run.curves}")
-    show.say(f"run      {folder}")
-    here = shlex.quote(str(folder))
+    show.say(f"run      {run.folder}")
+    here = shlex.quote(str(run.folder))
     show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
     return 0
+
+
+def _say_lengths(tokens: TokenCache, show: Show) -> None:
+    """Prints the tutorial's two figures."""
+    counts = tokens.split("train").counts + 1
+    show.say(
+        f"{len(counts):,} training reviews: longest {counts.max()}, "
+        f"mean {counts.mean():.5f} tokens, with the start token"
+    )
+
+
+def _examples_of_run(tokens: TokenCache, config: Config) -> tuple[Vocabulary, Examples, Examples]:
+    """Returns the words of the reviews trained on, those reviews, and those measured each epoch."""
+    train_split = tokens.split("train")
+    training, held_out = draw_parts(len(train_split.labels), config.data, config.seed)
+    vocabulary = count_vocabulary(
+        train_split, training, tokens.lexicon(), config.data.vocabulary_size
+    )
+    if config.train.each_epoch == "test":
+        watched = split_examples(tokens, "test", vocabulary, config)
+    else:
+        watched = _examples(tokens, "train", held_out, vocabulary, config)
+    return vocabulary, _examples(tokens, "train", training, vocabulary, config), watched
+
+
+def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show) -> None:
+    """Prints the accuracy of the exported epoch, on `reviews` reviews, and how it was chosen."""
+    if config.train.each_epoch == "test":
+        show.say(f"test accuracy {percent(chosen['test_accuracy'])} after epoch {chosen['epoch']}")
+        return
+    selected = "" if config.train.select == "last" else ", selected on these very reviews"
+    show.say(
+        f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
+        f"{chosen['epoch']} ({reviews:,} reviews{selected})"
+    )
 
 
 def check_names(config: Config) -> None:
@@ -196,15 +205,7 @@ def _measure_test_once(
     show.say(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
 
 
-def run_evaluation(
-    folder: Path,
-    split: str | None,
-    *,
-    cache: Path | None,
-    data_dir: Path | None,
-    archive: Path | None,
-    devices: int | None,
-) -> int:
+def run_evaluation(folder: Path, split: str | None, places: DataPlaces, devices: int | None) -> int:
     """Measures a run's exported model on a split and prints it; returns the exit status.
 
     Without a split it is test, or validation where the data set has no test.
@@ -216,9 +217,7 @@ def run_evaluation(
     exported = load_model(run.exported())
     config = exported.config
     mesh = make_mesh(config.data.group_size, devices)
-    tokens = prepare_tokens(
-        config.data.dataset, show=show, cache=cache, data_dir=data_dir, archive=archive
-    )
+    tokens = prepare_tokens(config.data.dataset, places, show)
     split = split or ("test" if "test" in tokens.splits else "validation")
     measured = measure_split(exported, run, tokens, split, mesh, show)
     show.say(f"split              {split}")

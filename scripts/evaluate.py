@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.terminal import parse, run_script
 
 
@@ -18,12 +19,7 @@ class Arguments:
     split: str | None = None
     """test, validation (the reviews this run held out) or train (all of them, held out or not);
     None is test, or validation where there is no test."""
-    cache: Path | None = None
-    """Where token caches lie; None is ~/.cache/bilstm_attn."""
-    data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; None is its own default."""
-    archive: Path | None = None
-    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
 
@@ -38,8 +34,7 @@ def main(arguments: list[str]) -> int:
     )
     from bilstm_attn.session import run_evaluation  # after parsing: jax takes seconds to import
 
-    given = vars(parsed)
-    return run_evaluation(given.pop("run"), given.pop("split"), **given)
+    return run_evaluation(parsed.run, parsed.split, parsed.places, parsed.devices)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import dataclasses
 import time
-from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from bilstm_attn.config import Config, DataConfig, require
+from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.terminal import Show, parse, percent, run_script
 
 
@@ -18,12 +21,7 @@ class Arguments:
     """Decides which reviews are held out; the same ones as in training with this seed."""
     validation_reviews: int = DataConfig.validation_reviews
     """Training reviews held out to choose C on."""
-    cache: Path | None = None
-    """Where token caches lie; None is ~/.cache/bilstm_attn."""
-    data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; None is its own default."""
-    archive: Path | None = None
-    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
 
 
 def main(arguments: list[str]) -> int:
@@ -41,18 +39,11 @@ def main(arguments: list[str]) -> int:
     config = Config(seed=parsed.seed, data=data)
     from bilstm_attn import linear  # after parsing: jax takes seconds to import
     from bilstm_attn.data.batches import draw_parts
-    from bilstm_attn.data.cache import prepare_tokens
     from bilstm_attn.metrics import measure
 
     linear.logistic_regression()  # if it is missing, say so before any work
     show = Show()
-    tokens = prepare_tokens(
-        parsed.dataset,
-        show=show,
-        cache=parsed.cache,
-        data_dir=parsed.data_dir,
-        archive=parsed.archive,
-    )
+    tokens = prepare_tokens(parsed.dataset, parsed.places, show)
     started = time.perf_counter()
     lexicon_size, labels = len(tokens.lexicon()), tokens.split("train").labels
     parts = draw_parts(len(labels), data, config.seed)

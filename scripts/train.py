@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from bilstm_attn.config import Config, load_recipe, recipe_names
+from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.errors import UserError
 from bilstm_attn.terminal import parse, run_script
 
@@ -21,12 +22,6 @@ class RunArguments:
     """Where runs lie: each in a folder NAME/seedN."""
     resume: bool = False
     """Continue this run from its newest checkpoint."""
-    cache: Path | None = None
-    """Where token caches lie; None is ~/.cache/bilstm_attn."""
-    data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; None is its own default."""
-    archive: Path | None = None
-    """A local aclImdb_v1.tar.gz to prepare the data set from."""
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     log_every_steps: int = 10
@@ -40,6 +35,7 @@ class Arguments:
     """The command line."""
 
     run: Annotated[RunArguments, arg(name="")]
+    places: Annotated[DataPlaces, arg(name="")]
     config: Annotated[Config, arg(name="")]
 
 
@@ -60,11 +56,11 @@ def main(arguments: list[str]) -> int:
         rest,
         program=f"scripts/train.py {recipe}",
         description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file.",
-        default=Arguments(RunArguments(), config),
+        default=Arguments(RunArguments(), DataPlaces(), config),
     )
     from bilstm_attn.session import run_training  # after parsing: jax takes seconds to import
 
-    return run_training(parsed.config, **vars(parsed.run))
+    return run_training(parsed.config, parsed.places, **vars(parsed.run))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,42 @@
 """The strict harness: checked shapes, no silent broadcasting, several virtual devices."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the tolerances are those of float32 on a CPU
+# Most of the time is compilation: the same programs, but LLVM spends less on each.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 4  # and stays so, whatever a test asks for
 install_import_hook("bilstm_attn", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory) -> Path:
+    """A folder with "cache", and a finished run in "runs"/tiny; copy before changing it."""
+    from tiny import trained  # after the hook, which must see the package's first import
+
+    return trained(tmp_path_factory)
+
+
+@pytest.fixture
+def own(done, tmp_path, monkeypatch) -> Path:
+    """A copy that the test may change; it is also the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(done, tmp_path / "own"))
+
+
+@pytest.fixture
+def empty(done, tmp_path, monkeypatch) -> Path:
+    """A folder with the finished "cache" and no run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "cache").symlink_to(done / "cache")
+    return tmp_path / "empty"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import error_of
 
 from bilstm_attn import config as checked
 from bilstm_attn.config import (
@@ -19,7 +20,6 @@ from bilstm_attn.config import (
     load_recipe,
     recipe_names,
 )
-from bilstm_attn.errors import UserError
 
 # The harness checks annotations before the package's own check: this copy has only the latter.
 _spec = importlib.util.spec_from_file_location("unchecked_config", checked.__file__)
@@ -48,6 +48,7 @@ OTHER = Config(
         layers=1,
         cell="gru",
         cell_options={"a": 1},
+        word_dropout=0.125,
         input_dropout=0.25,
         pooling="mean",
         pooling_options={"b": 0.5},
@@ -92,14 +93,6 @@ def replace(config, path: str, value):
     return dataclasses.replace(
         config, **{name: replace(getattr(config, name), rest, value) if rest else value}
     )
-
-
-def error_of(call, *arguments, **fields) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **fields)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # Saved and read back
@@ -174,6 +167,7 @@ def test_saved_value_that_will_not_do_names_its_field(path, value, says):
         (ModelConfig, "layers", 0),
         (ModelConfig, "attention_size", 0),
         (ModelConfig, "dense_size", 0),
+        (ModelConfig, "word_dropout", 1.0),
         (ModelConfig, "input_dropout", 1.0),
         (ModelConfig, "head_dropout", -0.1),
         (OptimConfig, "learning_rate", 0.0),

@@ -7,33 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from entries import CONFIGS, SMALL, every_entry
 
-from bilstm_attn.attention import ATTENTIONS
-from bilstm_attn.cells import CELLS
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
 from bilstm_attn.model import Model
-from bilstm_attn.pooling import POOLINGS
 
 VOCABULARY, STEPS = 11, 7
 LENGTHS = np.array([7, 0, 1, 4, 6])
 ROWS = len(LENGTHS)
 PADDING = np.arange(STEPS)[None] >= LENGTHS[:, None]
-SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
 # float32 rounding where the compiler may order sums differently; logits are of size 1.
 TOLERANCE = 2e-6
-
-TABLES = {"cell": CELLS, "attention": ATTENTIONS, "pooling": POOLINGS}
-DEFAULT = ModelConfig(**SMALL)
-CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
-CONFIGS |= {
-    f"{field}-{name}": dataclasses.replace(DEFAULT, **{field: name})
-    for field, table in TABLES.items()
-    for name in table
-    if getattr(DEFAULT, field) != name
-}
-every_entry = pytest.mark.parametrize("name", CONFIGS)
 
 
 @cache
@@ -233,6 +219,24 @@ def test_noise_keeps_the_mean():
     assert abs(mask.mean() - 1) < 5 * np.sqrt(0.25 / 0.75 / mask.size)
 
 
+def test_word_dropout_drops_all_places_of_a_word_in_a_review_or_none():
+    model = Model(ModelConfig(word_dropout=0.25, **SMALL), VOCABULARY)
+    params = jax.jit(model.init)(jax.random.key(0))
+    embed = jax.jit(model.embed)
+    tokens = np.tile(np.arange(VOCABULARY, dtype=np.int32), (400, 2))
+    keys = jax.random.split(jax.random.key(0), len(tokens))
+    scale = np.asarray(embed(params, tokens, keys) / embed(params, tokens))
+    assert_same_bits(scale[:VOCABULARY], scale[VOCABULARY:])
+    dropped = scale[:VOCABULARY, :, 0] == 0
+    np.testing.assert_allclose(scale[:VOCABULARY][~dropped], 1 / 0.75, rtol=1e-6)
+    # 4,400 draws: five standard deviations of the mean. Words and reviews are drawn on their own.
+    assert abs(dropped.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / dropped.size)
+    assert len({row.tobytes() for row in dropped}) == VOCABULARY
+    assert len({column.tobytes() for column in dropped.T}) > 100
+    longer = np.pad(tokens, ((0, 0), (0, 3)))
+    assert_same_bits(embed(params, longer, keys)[: 2 * VOCABULARY], embed(params, tokens, keys))
+
+
 def test_directions_layers_and_reviews_have_noise_of_their_own():
     keys = jax.random.split(jax.random.key(0), 3)
     names = ["layer0.forward", "layer0.backward", "layer1.forward", "head"]
@@ -260,6 +264,7 @@ def test_tutorial_model_has_the_tutorials_parameters():
         ({"attention": "dott"}, "unknown attention 'dott'.*did you mean 'dot'"),
         ({"pooling": "median"}, "unknown pooling 'median'; choose attention, last"),
         ({"cell_options": {"bias": 1}}, "unknown option 'bias' of cell 'lstm'; choose forget_bias"),
+        ({"pooling": "max", "attention_options": {"a": 1}}, "'max' uses no attention; leave out"),
         ({"cell": "gru", "cell_options": {"bias": 1}}, "of cell 'gru'; it takes none"),
     ],
 )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import compile_once, flip, script
+from tiny import compile_once, error_of, flip, script
 
 from bilstm_attn import predict as module
 from bilstm_attn.checkpoint import export_model, load_model
@@ -45,14 +45,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def predictor(model) -> Predictor:
     return Predictor(model)
-
-
-def error_of(predictor: Predictor, text: str) -> str:
-    with pytest.raises(UserError) as caught:
-        predictor([text])
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # Predictions
@@ -121,17 +113,17 @@ def test_model_without_attention_lists_no_words(tmp_path):
 
 @pytest.mark.parametrize("text", ["", " ", "...!?", "\n\t", "<>"])
 def test_text_without_a_word_is_an_error(predictor, text):
-    assert error_of(predictor, text) == "the text is empty; give at least one word"
+    assert error_of(predictor, [text]) == "the text is empty; give at least one word"
 
 
 def test_text_without_a_known_word_is_an_error(predictor):
-    message = error_of(predictor, "nothing was 日本語 heard")
+    message = error_of(predictor, ["nothing was 日本語 heard"])
     assert message.startswith("the model knows none of the text's 4 words")
     assert message.endswith("give one")
 
 
 def test_text_of_a_hundred_thousand_words_is_an_error(predictor):
-    message = error_of(predictor, "brillo " * 100_000)
+    message = error_of(predictor, ["brillo " * 100_000])
     assert "has 100,000 words, the limit is 50,000" in message
     assert "only the last 7 are read; give the part that matters" in message
 

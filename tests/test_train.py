@@ -1,5 +1,6 @@
 """The train step and the evaluation: devices, seeds, filler, descent."""
 
+import dataclasses
 import re
 from functools import cache
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from entries import CONFIGS, every_entry
 
-from bilstm_attn.config import DataConfig, ModelConfig, OptimConfig
+from bilstm_attn.config import DataConfig, OptimConfig
 from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
 from bilstm_attn.evaluate import make_logits_step, predict_logits
 from bilstm_attn.model import Model
@@ -18,9 +20,12 @@ from bilstm_attn.sharding import make_mesh, place_rows, place_whole
 from bilstm_attn.train import initial_state, make_train_step
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
-MODEL = Model(
-    ModelConfig(embedding_size=4, hidden_size=3, layers=1, attention_size=5, dense_size=2), 15
-)
+ONE_LENGTH = dataclasses.replace(DATA, bucket_edges=())
+MODELS = {
+    name: Model(dataclasses.replace(config, layers=1), DATA.vocabulary_size)
+    for name, config in CONFIGS.items()
+}
+MODEL = MODELS["cell-lstm"]
 STEPS = 6
 
 
@@ -47,30 +52,41 @@ EXAMPLES = random_examples()
 
 
 @cache
-def steps_on(devices, objective="cross_entropy"):
+def steps_on(devices, name="cell-lstm", objective="cross_entropy"):
     optimizer = make_optimizer(OptimConfig(learning_rate=0.01), STEPS)
     mesh = make_mesh(DATA.group_size, devices)
-    return optimizer, mesh, make_train_step(MODEL, OBJECTIVES[objective](), optimizer, mesh)
+    return optimizer, mesh, make_train_step(MODELS[name], OBJECTIVES[objective](), optimizer, mesh)
 
 
-def train_on(devices, seed=0, key=7, batches=None, objective="cross_entropy"):
+def train_on(devices, seed=0, key=7, batches=None, name="cell-lstm", **objective):
     """Returns the state and the sums of each of some steps."""
-    optimizer, mesh, step = steps_on(devices, objective)
-    state = place_whole(initial_state(MODEL, optimizer, seed), mesh)
+    optimizer, mesh, step = steps_on(devices, name, **objective)
+    state = place_whole(initial_state(MODELS[name], optimizer, seed), mesh)
     sums = []
-    if batches is None:
-        plans = plan_epoch(EXAMPLES.lengths, DATA, seed, 0)[:STEPS]
-        batches = [read_batch(EXAMPLES, plan, DATA) for plan in plans]
-    for groups in batches:
+    for groups in first_batches(DATA, seed) if batches is None else batches:
         state, of_step = step(state, place_rows(groups, mesh), jax.random.key(key))
         sums.append(of_step)
     return state, jax.device_get(sums)
 
 
+def first_batches(data, seed=0):
+    plans = plan_epoch(EXAMPLES.lengths, data, seed, 0)[:STEPS]
+    return [read_batch(EXAMPLES, plan, data) for plan in plans]
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_device_equals_several(objective):
-    one, of_one = train_on(1, objective=objective)
-    four, of_four = train_on(4, objective=objective)
+def test_one_device_equals_several_for_every_objective(objective):
+    assert_devices_agree(objective=objective)
+
+
+@every_entry
+def test_one_device_equals_several_for_every_entry(name):
+    assert_devices_agree(name=name, batches=first_batches(ONE_LENGTH))
+
+
+def assert_devices_agree(**given):
+    one, of_one = train_on(1, **given)
+    four, of_four = train_on(4, **given)
     # Sums over devices are added in another order: float32 rounding, through 6 steps of Adam.
     for name in ("params", "sums"):
         jax.tree.map(
@@ -158,7 +174,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_loss():
     groups = read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[0], DATA)
     optimizer, mesh, step = steps_on(4)
     state = initial_state(MODEL, optimizer, 0)
-    state.params["logit"]["bias"] = jnp.full(1, jnp.inf)
+    state.params["logit"]["bias"] = jnp.full(1, jnp.inf, jnp.float32)
     _, sums = step(place_whole(state, mesh), place_rows(groups, mesh), jax.random.key(0))
     assert not np.isfinite(sums.loss)
 

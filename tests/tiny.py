@@ -14,8 +14,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from bilstm_attn.data import sources
-from bilstm_attn.data.cache import cache_folder, prepare_tokens
+from bilstm_attn.data.cache import DataPlaces, cache_folder, prepare_tokens
 from bilstm_attn.data.sources import Source
+from bilstm_attn.errors import UserError
+from bilstm_attn.run import Run
 from bilstm_attn.terminal import Show
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +55,7 @@ def write_cache(folder: Path, dataset: str = "movie_reviews") -> Path:
     """Prepares the made-up reviews below `folder` under the name of `dataset`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sources.DATASETS, dataset, tiny(sources.DATASETS[dataset]))
-        prepare_tokens(dataset, show=Show(), cache=folder)
+        prepare_tokens(dataset, DataPlaces(cache=folder), Show())
     return cache_folder(dataset, folder)
 
 
@@ -71,6 +73,7 @@ FIELDS = {
     "data.validation-reviews": 12,
     "data.max-tokens": 12,
     "data.batch-size": 8,
+    "data.bucket-edges": 7,
     "model.embedding-size": 4,
     "model.hidden-size": 3,
     "model.layers": 1,
@@ -101,6 +104,15 @@ def full_disk(limit: int = 0) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def error_of(call: Callable, *arguments: object, **given: object) -> str:
+    """Returns the one line of the `UserError` that the call must raise."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
 def flip(path: Path, at: int) -> None:
     """Flips a bit of the byte at `at`."""
     data = bytearray(path.read_bytes())
@@ -111,6 +123,11 @@ def flip(path: Path, at: int) -> None:
 def cut(path: Path, size: int) -> None:
     """Leaves the first `size` bytes."""
     path.write_bytes(path.read_bytes()[:size])
+
+
+def tiny_run(folder: Path, name: str = "tiny") -> Run:
+    """Returns the run that `train` made below `folder`."""
+    return Run(folder / "runs" / name / "seed0")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ run's vocabulary, truncation or seed, so one cache serves every run; and it need
 archive nor tensorflow-datasets, so it can be carried to another machine.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,6 +25,18 @@ from bilstm_attn.terminal import Show
 from bilstm_attn.text import TOKENISER_VERSION, tokenise
 
 CACHE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlaces:
+    """Where reviews and their tokens lie on this machine; changes no number."""
+
+    cache: Path | None = None
+    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; None is its own default."""
+    archive: Path | None = None
+    """A local aclImdb_v1.tar.gz to prepare the data set from."""
 
 
 class Split(NamedTuple):
@@ -94,31 +107,17 @@ def cache_folder(dataset: str, cache_dir: Path) -> Path:
     return cache_dir / f"{dataset}-{version}-tokens{TOKENISER_VERSION}.{CACHE_VERSION}"
 
 
-def prepare_tokens(
-    dataset: str,
-    *,
-    show: Show,
-    cache: Path | None = None,
-    data_dir: Path | None = None,
-    archive: Path | None = None,
-) -> TokenCache:
-    """Returns the tokens of `dataset`, made from its source if they are not there yet.
-
-    Args:
-      dataset: a name in `DATASETS`.
-      show: where progress is shown.
-      cache: where caches lie, a folder a data set; None is `default_cache_dir()`.
-      data_dir: where tensorflow-datasets keeps its data; None is its own default.
-      archive: a local archive of the data set.
+def prepare_tokens(dataset: str, places: DataPlaces, show: Show) -> TokenCache:
+    """Returns the tokens of `dataset`, a name in `DATASETS`; makes them if they are not there yet.
 
     Raises:
       UserError: the reviews cannot be found, read or written; says what to do.
     """
-    folder = cache_folder(dataset, cache or default_cache_dir())
+    folder = cache_folder(dataset, places.cache or default_cache_dir())
     if folder.exists():
         show.say(f"found the tokens of {dataset} in {folder}")
         return TokenCache(folder)
-    source = DATASETS[dataset](data_dir=data_dir, archive=archive)
+    source = DATASETS[dataset](data_dir=places.data_dir, archive=places.archive)
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)

@@ -1,0 +1,22 @@
+"""A small model for every entry of every table."""
+
+import dataclasses
+
+import pytest
+
+from bilstm_attn.attention import ATTENTIONS
+from bilstm_attn.cells import CELLS
+from bilstm_attn.config import ModelConfig
+from bilstm_attn.pooling import POOLINGS
+
+SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
+TABLES = {"cell": CELLS, "attention": ATTENTIONS, "pooling": POOLINGS}
+DEFAULT = ModelConfig(**SMALL)
+CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
+CONFIGS |= {
+    f"{field}-{name}": dataclasses.replace(DEFAULT, **{field: name})
+    for field, table in TABLES.items()
+    for name in table
+    if getattr(DEFAULT, field) != name
+}
+every_entry = pytest.mark.parametrize("name", CONFIGS)

@@ -1,0 +1,128 @@
+"""The command line: mistakes are one line before anything is written, and help is fast."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from tiny import ROOT, error_of, script, tiny_run, train
+
+from bilstm_attn import session
+from bilstm_attn.config import recipe_names
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model.cell", "lsmt"], "unknown cell 'lsmt'; choose gru, lstm (did you mean 'lstm'?)"),
+        (["--data.dataset", "imbd"], "unknown dataset 'imbd'; choose imdb, movie_reviews"),
+        (["--model.attention", "dit"], "unknown attention 'dit'; choose additive, additive_keys,"),
+        (["--model.pooling", "men"], "unknown pooling 'men'; choose attention, last, max, mean"),
+        (["--train.objective", "x"], "unknown objective 'x'; choose cross_entropy"),
+        (
+            ["--model.cell-options", "forget_bais", "1"],
+            "unknown option 'forget_bais' of cell 'lstm'; choose forget_bias",
+        ),
+        (
+            ["--model.cell-options", "forget_bias", "high"],
+            "option 'forget_bias' of cell 'lstm' must be float, got 'high'",
+        ),
+        (["--model.cell", "gru", "--model.cell-options", "a", "1"], "cell 'gru'; it takes none"),
+        (["--model.attention-options", "a", "1"], "attention 'additive'; it takes none"),
+        (["--model.pooling-options", "a", "1"], "pooling 'attention'; it takes none"),
+        (["--train.objective-options", "a", "1"], "objective 'cross_entropy'; it takes none"),
+        (["--model.hiden-size", "3"], "--model.hiden-size"),
+        (["--model.hidden-size", "three"], "--model.hidden-size"),
+        (["--model.hidden-size", "0"], "model.hidden_size must be above 0, got 0"),
+        (["--optim.schedule", "cosin"], "--optim.schedule"),
+        (["--devices", "3"], "--devices must be above 0 and divide each group of 4 reviews"),
+        (["--devices", "8", "--data.batch-size", "16"], "must be at most the 4 of cpu, got 8"),
+        (["--devices", "0"], "--devices must be above 0 and divide each group of 4"),
+        (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
+        (["--data.validation-reviews", "60"], "movie_reviews has 60 training reviews"),
+        (
+            ["--train.each-epoch", "test", "--data.validation-reviews", "0"],
+            "unknown split of movie_reviews 'test'; choose train, validation",
+        ),
+        (["--resume"], "holds no run to resume; leave out --resume"),
+        (["--runs", ROOT / "pyproject.toml"], "cannot save"),
+        (["--cache", ROOT / "pyproject.toml"], "cannot write the token cache"),
+    ],
+)
+def test_mistake_is_told_before_anything_is_written(empty, words, says):
+    assert says in error_of(train, empty, *words)
+    assert list(empty.iterdir()) == [empty / "cache"]
+
+
+def test_unknown_recipe_is_one_line(empty):
+    assert "unknown recipe 'quickstrat'" in error_of(train, empty, recipe="quickstrat")
+
+
+def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def train_no_further(config, model, *more, **given):
+        raise Asked(jax.jit(model.init)(jax.random.key(0)))
+
+    monkeypatch.setattr(session, "train", train_no_further)
+    with pytest.raises(Asked) as caught:
+        train(empty, "--model.cell-options", "forget_bias", "3")
+    [params] = caught.value.args
+    bias = params["encoder"]["layers"][0]["forward"]["bias"]
+    assert bias.tolist() == [0, 0, 0, 3, 3, 3, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("words", [[], ["--seed", "3", "tutorial"]])
+def test_training_without_a_recipe_in_front_lists_the_recipes(words):
+    names = ", ".join(recipe_names(ROOT / "configs"))
+    message = error_of(script("train"), *words)
+    assert message.startswith("the recipe comes first:")
+    assert message.endswith(f"choose {names}")
+
+
+def test_help_without_a_recipe_lists_recipes_and_every_field_and_needs_no_jax():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import train\n"
+        "try: train.main(['--help'])\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "False"
+    for words in ("--model.hidden-size INT", "Hidden units of one direction.", "tutorial"):
+        assert words in done.stdout
+
+
+def run_alone(name: str, *words: object, stdin: bytes = b"", pipe: str = ""):
+    command = ["bash", "-c", f'set -o pipefail; "$@" {pipe}', "bash"]
+    command += [sys.executable, ROOT / "scripts" / f"{name}.py", *words]
+    return subprocess.run(map(str, command), input=stdin, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train", ["quickstrat"]),
+        ("train", ["quickstart", "--model.hidden-size", "three"]),
+        ("train", ["quickstart", "--devices", "3"]),
+        ("train", ["quickstart", "--devices", "0"]),
+        ("predict", ["x" * 300]),
+        ("prepare_data", ["--dataset", "imbd"]),
+        ("evaluate", ["missing"]),
+        ("report", ["missing"]),
+    ],
+)
+def test_script_prints_one_line_and_leaves_with_status_two(name, words):
+    finished = run_alone(name, *words)
+    assert (finished.returncode, finished.stdout) == (2, b"")
+    assert finished.stderr.startswith(b"error: ")
+    assert finished.stderr.count(b"\n") == 1
+
+
+def test_predictions_into_a_closed_pipe_are_no_traceback(done):
+    finished = run_alone(
+        "predict", tiny_run(done).model, stdin=b"brillo filmo\n" * 5000, pipe="| head -n 1"
+    )
+    assert (finished.returncode, finished.stderr) == (1, b"")
+    assert json.loads(finished.stdout)["line"] == 1
