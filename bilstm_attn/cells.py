@@ -15,25 +15,43 @@ orthogonal = initializers.orthogonal()
 
 
 class Cell(nnx.Module):
-    """One step of a recurrence. The constructor takes `inputs_size`, `hidden_size` and `rngs`."""
+    """One step of a recurrence, `carry' = gate(linear(weights, x, hidden(carry)), carry)`.
 
-    @abc.abstractmethod
+    The constructor takes `inputs_size`, `hidden_size` and `rngs`. The time loop differentiates
+    `linear` and `gate` one after the other and keeps what is between them, so that a step's
+    products are in `linear` and its arithmetic, unit by unit, in `gate`.
+    """
+
+    hidden_size: int
+
     def initial(self, batch_size: int) -> Any:
-        """Returns the carry before the first token."""
+        """Returns the carry before the first token, all zero."""
+        return jnp.zeros((batch_size, self.hidden_size))
 
     @abc.abstractmethod
-    def step(self, carry: Any, inputs: InputsAtTime) -> Any:
+    def weights(self) -> Any:
+        """Returns the parameters as `linear` takes them."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def linear(weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
+        """Returns the gates before their nonlinearities."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def gate(gates: Any, carry: Any) -> Any:
         """Returns the carry after one token."""
 
-    @abc.abstractmethod
-    def hidden(self, carry: Any) -> Hidden:
+    @staticmethod
+    def hidden(carry: Any) -> Hidden:
         """Returns the hidden state in the carry."""
+        return carry
 
 
 class LSTM(Cell):
     """Long short-term memory with a forget gate.
 
-        i, f, g, o = split(x W + h U + b)
+        i, f, g, o = split([x, h] [W; U] + b)
         c' = sigmoid(f) c + sigmoid(i) tanh(g)
         h' = sigmoid(o) tanh(c')
 
@@ -56,19 +74,26 @@ class LSTM(Cell):
         zeros = jnp.zeros((batch_size, self.hidden_size))
         return zeros, zeros
 
-    def step(self, carry: tuple[Hidden, Hidden], inputs: InputsAtTime) -> tuple[Hidden, Hidden]:
+    def weights(self) -> tuple[Any, Any]:
+        """Returns `[W; U]` and `b`."""
+        kernel = jnp.concatenate([self.input_kernel[...], self.recurrent_kernel[...]])
+        return kernel, self.bias[...]
+
+    @staticmethod
+    def linear(weights: tuple[Any, Any], inputs: InputsAtTime, hidden: Hidden) -> Any:
+        """Returns `[x, h] [W; U] + b`."""
+        kernel, bias = weights
+        return jnp.concatenate([inputs, hidden], axis=-1) @ kernel + bias[None, :]
+
+    @staticmethod
+    def gate(gates: Any, carry: tuple[Hidden, Hidden]) -> tuple[Hidden, Hidden]:
         """Returns the cell state and the hidden state after one token."""
-        cell, hidden = carry
-        gates = (
-            inputs @ self.input_kernel[...]
-            + hidden @ self.recurrent_kernel[...]
-            + self.bias[...][None, :]
-        )
         i, f, g, o = jnp.split(gates, 4, axis=-1)
-        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        cell = jax.nn.sigmoid(f) * carry[0] + jax.nn.sigmoid(i) * jnp.tanh(g)
         return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
 
-    def hidden(self, carry: tuple[Hidden, Hidden]) -> Hidden:
+    @staticmethod
+    def hidden(carry: tuple[Hidden, Hidden]) -> Hidden:
         """Returns the hidden state in the carry."""
         return carry[1]
 
@@ -91,24 +116,28 @@ class GRU(Cell):
         self.bias = nnx.Param(jnp.zeros(3 * hidden_size))
         self.candidate_bias = nnx.Param(jnp.zeros(hidden_size))
 
-    def initial(self, batch_size: int) -> Hidden:
-        """Returns the hidden state, zero."""
-        return jnp.zeros((batch_size, self.hidden_size))
+    def weights(self) -> tuple[Any, Any, Any, Any]:
+        """Returns `W`, `U`, `b` and `[0, 0, c_n]`."""
+        no_bias = jnp.zeros(2 * self.hidden_size)
+        hidden_bias = jnp.concatenate([no_bias, self.candidate_bias[...]])
+        return self.input_kernel[...], self.recurrent_kernel[...], self.bias[...], hidden_bias
 
-    def step(self, carry: Hidden, inputs: InputsAtTime) -> Hidden:
+    @staticmethod
+    def linear(weights: tuple[Any, ...], inputs: InputsAtTime, hidden: Hidden) -> tuple[Any, Any]:
+        """Returns the products with the inputs and with the hidden state, biases added."""
+        input_kernel, recurrent_kernel, bias, hidden_bias = weights
+        return inputs @ input_kernel + bias[None, :], hidden @ recurrent_kernel + hidden_bias[None]
+
+    @staticmethod
+    def gate(gates: tuple[Any, Any], carry: Hidden) -> Hidden:
         """Returns the hidden state after one token."""
-        from_inputs = inputs @ self.input_kernel[...] + self.bias[...][None, :]
-        from_hidden = carry @ self.recurrent_kernel[...]
-        r_inputs, z_inputs, n_inputs = jnp.split(from_inputs, 3, axis=-1)
-        r_hidden, z_hidden, n_hidden = jnp.split(from_hidden, 3, axis=-1)
+        (r_inputs, z_inputs, n_inputs), (r_hidden, z_hidden, n_hidden) = (
+            jnp.split(products, 3, axis=-1) for products in gates
+        )
         r = jax.nn.sigmoid(r_inputs + r_hidden)
         z = jax.nn.sigmoid(z_inputs + z_hidden)
-        n = jnp.tanh(n_inputs + r * (n_hidden + self.candidate_bias[...][None, :]))
+        n = jnp.tanh(n_inputs + r * n_hidden)
         return (1 - z) * n + z * carry
-
-    def hidden(self, carry: Hidden) -> Hidden:
-        """Returns the carry, which is the hidden state."""
-        return carry
 
 
 CELLS: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU}

@@ -6,7 +6,7 @@ from flax import nnx
 from bilstm_attn.cells import CELLS, Cell
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.dropout import dropout_mask
-from bilstm_attn.recurrence import recur
+from bilstm_attn.recurrence import Backend, recur
 from bilstm_attn.registry import make
 from bilstm_attn.types import Inputs, Keys, Lengths, Query, States
 
@@ -17,7 +17,16 @@ class Bidirectional(nnx.Module):
     Schuster and Paliwal, 1997. Each direction has parameters and a dropout mask of its own.
     """
 
-    def __init__(self, inputs_size: int, config: ModelConfig, *, name: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs_size: int,
+        config: ModelConfig,
+        backend: Backend,
+        *,
+        name: str,
+        rngs: nnx.Rngs,
+    ):
+        self.backend: Backend = backend
         self.name = name  # of its streams of random numbers
         self.inputs_size = inputs_size
         self.input_dropout = config.input_dropout
@@ -44,9 +53,16 @@ class Bidirectional(nnx.Module):
                 way: dropout_mask(keys, f"{self.name}.{way}", self.input_dropout, self.inputs_size)
                 for way in noise
             }
-        forward, first = recur(self.forward, inputs, lengths, noise=noise["forward"])
+        forward, first = recur(
+            self.forward, inputs, lengths, noise=noise["forward"], backend=self.backend
+        )
         backward, second = recur(
-            self.backward, inputs, lengths, reverse=True, noise=noise["backward"]
+            self.backward,
+            inputs,
+            lengths,
+            reverse=True,
+            noise=noise["backward"],
+            backend=self.backend,
         )
         return (
             jnp.concatenate([forward, backward], axis=-1),
@@ -57,11 +73,11 @@ class Bidirectional(nnx.Module):
 class Encoder(nnx.Module):
     """A stack of bidirectional layers; each reads the states of the one below."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, backend: Backend, *, rngs: nnx.Rngs):
         sizes = [config.embedding_size] + [config.states_size] * (config.layers - 1)
         self.layers = nnx.List(
             [
-                Bidirectional(size, config, name=f"layer{depth}", rngs=rngs)
+                Bidirectional(size, config, backend, name=f"layer{depth}", rngs=rngs)
                 for depth, size in enumerate(sizes)
             ]
         )

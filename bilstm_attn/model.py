@@ -14,7 +14,7 @@ from bilstm_attn.dropout import dropout_mask, word_mask
 from bilstm_attn.encoder import Encoder
 from bilstm_attn.errors import UserError
 from bilstm_attn.pooling import POOLINGS, Pooling
-from bilstm_attn.recurrence import length_mask
+from bilstm_attn.recurrence import Backend, length_mask
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Output, Params, Tokens
 
@@ -30,7 +30,9 @@ class Classifier(nnx.Module):
     A positive logit means a positive review.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, vocabulary_size: int, backend: Backend, *, rngs: nnx.Rngs
+    ):
         self.dense_size = config.dense_size
         self.word_dropout = config.word_dropout
         self.head_dropout = config.head_dropout
@@ -38,7 +40,7 @@ class Classifier(nnx.Module):
             rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
         )
         self.embedding = nnx.Param(table)  # initial values as in Keras, here and below
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = Encoder(config, backend, rngs=rngs)
         self.pooling: Pooling = make(
             "pooling",
             POOLINGS,
@@ -102,6 +104,8 @@ class Model:
 
     config: ModelConfig
     vocabulary_size: int
+    backend: Backend = "scan"
+    """How the recurrence runs: see `recurrence.recur`."""
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns initial parameters: a tree of float32 arrays."""
@@ -124,7 +128,9 @@ class Model:
         return self.classify(params, self.embed(params, tokens, keys), lengths, keys)
 
     def _build(self, key: Key[Array, ""]) -> Classifier:
-        return Classifier(self.config, self.vocabulary_size, rngs=nnx.Rngs(params=key))
+        return Classifier(
+            self.config, self.vocabulary_size, self.backend, rngs=nnx.Rngs(params=key)
+        )
 
     def _merge(self, params: Params) -> Classifier:
         graph, _ = nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))

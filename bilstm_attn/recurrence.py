@@ -1,10 +1,11 @@
 """The masked time loop: the one function behind which every recurrence runs."""
 
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from bilstm_attn.types import (
     Hidden,
@@ -16,22 +17,30 @@ from bilstm_attn.types import (
     Mask,
 )
 
-Carry = TypeVar("Carry")
+Backend = Literal["plain", "scan"]
 
 
 @runtime_checkable
-class Step(Protocol[Carry]):
-    """What the loop asks of a cell."""
+class Step(Protocol):
+    """What the loop asks of a cell: `carry' = gate(linear(weights, x, hidden(carry)), carry)`."""
 
-    def initial(self, batch_size: int) -> Carry:
+    def initial(self, batch_size: int) -> Any:
         """Returns the carry before the first token."""
         ...
 
-    def step(self, carry: Carry, inputs: InputsAtTime) -> Carry:
+    def weights(self) -> Any:
+        """Returns the parameters as `linear` takes them."""
+        ...
+
+    def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
+        """Returns the gates before their nonlinearities."""
+        ...
+
+    def gate(self, gates: Any, carry: Any) -> Any:
         """Returns the carry after one token."""
         ...
 
-    def hidden(self, carry: Carry) -> Hidden:
+    def hidden(self, carry: Any) -> Hidden:
         """Returns the hidden state in the carry."""
         ...
 
@@ -48,6 +57,7 @@ def recur(
     *,
     reverse: bool = False,
     noise: InputNoise | None = None,
+    backend: Backend = "scan",
 ) -> tuple[HiddenStates, Hidden]:
     """Runs `cell` over each review's own tokens, in either direction.
 
@@ -62,21 +72,109 @@ def recur(
       lengths: `[b]`, in tokens, from 0 to t.
       reverse: walk from the last token to the first.
       noise: `[b e]`, multiplies the inputs of all time steps, or none.
+      backend: `scan` has a derivative of its own, without forward mode (`jax.jvp`, `jax.jacfwd`);
+        `plain` leaves it to JAX, which is slower. Both have second derivatives.
 
     Returns:
       The hidden state after every token, `[t b h]`, zero at padding; and the one after the walk's
       last token, `[b h]`, zero for an empty review.
     """
     steps, batch_size, _ = inputs.shape
-
-    def step(carry, at):
-        inputs_now, valid = at
-        if noise is not None:
-            inputs_now = inputs_now * noise
-        moved = cell.step(carry, inputs_now)
-        carry = jax.tree.map(lambda new, old: jnp.where(valid[:, None], new, old), moved, carry)
-        return carry, jnp.where(valid[:, None], cell.hidden(carry), 0)
-
     mask = length_mask(lengths, steps)
-    carry, states = lax.scan(step, cell.initial(batch_size), (inputs, mask), reverse=reverse)
-    return states, cell.hidden(carry)
+    walk = {"plain": _walk_plainly, "scan": _walk}[backend]
+    loop = _Loop(type(cell), reverse)
+    return walk(loop, cell.weights(), cell.initial(batch_size), inputs, noise, mask)
+
+
+class _Loop(NamedTuple):
+    """What of a walk is known before it is compiled."""
+
+    cell: Any  # the class: `linear`, `gate` and `hidden` are functions of their arguments alone
+    reverse: bool
+
+
+def _at(inputs: InputsAtTime, noise: InputNoise | None, valid: Array) -> InputsAtTime:
+    """Returns what the cell reads at one time: zero at padding, whatever stands there."""
+    return jnp.where(valid[:, None], inputs if noise is None else inputs * noise, 0)
+
+
+def _where(valid: Array, one: Any, other: Any) -> Any:
+    """Returns the rows of `one` where `valid`, else those of `other`."""
+    return jax.tree.map(lambda a, b: jnp.where(valid[:, None], a, b), one, other)
+
+
+def _walk_forward(
+    loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: InputNoise | None, mask: Mask
+) -> tuple[tuple[HiddenStates, Hidden], tuple[Any, Any]]:
+    """Returns states and last one, and for every time the carry before it and the gates."""
+
+    def step(carry: Any, at: Any) -> tuple[Any, Any]:
+        inputs_now, valid = at
+        gates = loop.cell.linear(weights, _at(inputs_now, noise, valid), loop.cell.hidden(carry))
+        after = _where(valid, loop.cell.gate(gates, carry), carry)
+        state = jnp.where(valid[:, None], loop.cell.hidden(after), 0)
+        return after, (state, (carry, gates))
+
+    last, (states, saved) = lax.scan(step, initial, (inputs, mask), reverse=loop.reverse)
+    return (states, loop.cell.hidden(last)), saved
+
+
+def _walk_plainly(
+    loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: InputNoise | None, mask: Mask
+) -> tuple[HiddenStates, Hidden]:
+    """Returns states and last one."""
+    return _walk_forward(loop, weights, initial, inputs, noise, mask)[0]
+
+
+_walk = jax.custom_vjp(_walk_plainly, nondiff_argnums=(0,))
+
+
+def _save(loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: Any, mask: Mask) -> Any:
+    results, saved = _walk_forward(loop, weights, initial, inputs, noise, mask)
+    return results, (weights, initial, inputs, noise, mask, saved)
+
+
+def _walk_back(loop: _Loop, residuals: Any, cotangents: Any) -> Any:
+    """Walks the other way; sums the gradient of the weights as it goes.
+
+    JAX's own derivative stacks what each product needs, copies it, and leaves the sum to the end.
+    """
+    weights, initial, inputs, noise, mask, saved = residuals
+    of_states, of_last = cotangents
+
+    def step(carry: Any, at: Any) -> tuple[Any, Any]:
+        of_carry, of_weights = carry
+        inputs_now, valid, (before, gates), of_state = at
+
+        def after_gates(gates: Any, before: Any) -> tuple[Any, Hidden]:
+            after = loop.cell.gate(gates, before)
+            return after, loop.cell.hidden(after)
+
+        zero = jax.tree.map(jnp.zeros_like, of_carry)
+        _, pull_gate = jax.vjp(after_gates, gates, before)
+        of_gates, of_before = pull_gate(
+            (_where(valid, of_carry, zero), jnp.where(valid[:, None], of_state, 0))
+        )
+        hidden, pull_hidden = jax.vjp(loop.cell.hidden, before)
+        _, pull_linear = jax.vjp(
+            loop.cell.linear, weights, _at(inputs_now, noise, valid), hidden
+        )  # the products themselves are not needed again, and the compiler drops them
+        more, of_inputs, of_hidden = pull_linear(of_gates)
+        [through_hidden] = pull_hidden(of_hidden)
+        of_carry = jax.tree.map(
+            lambda a, b, c: a + b + c, of_before, through_hidden, _where(valid, zero, of_carry)
+        )
+        return (of_carry, jax.tree.map(jnp.add, of_weights, more)), of_inputs
+
+    _, pull_last = jax.vjp(loop.cell.hidden, initial)
+    start = (pull_last(of_last)[0], jax.tree.map(jnp.zeros_like, weights))
+    (of_initial, of_weights), of_read = lax.scan(
+        step, start, (inputs, mask, saved, of_states), reverse=not loop.reverse
+    )
+    if noise is None:
+        return of_weights, of_initial, of_read, None, None
+    of_noise = (of_read * jnp.where(mask[..., None], inputs, 0)).sum(axis=0)
+    return of_weights, of_initial, of_read * noise[None], of_noise, None
+
+
+_walk.defvjp(_save, _walk_back)

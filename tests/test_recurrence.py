@@ -1,5 +1,7 @@
 """What the masked time loop promises for every cell."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,57 @@ def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
     given = run(graph, params, inputs, LENGTHS, reverse=reverse, noise=jnp.asarray(noise))
     scaled = run(graph, params, inputs * noise[None], LENGTHS, reverse=reverse)
     jax.tree.map(np.testing.assert_array_equal, given, scaled)
+
+
+@cells_and_ways
+@pytest.mark.parametrize("noisy", [False, True])
+def test_own_derivative_is_jaxs(name, reverse, noisy):
+    graph, params = make_cell(name)
+    numbers = np.random.default_rng(4)
+    noise = jnp.asarray(numbers.normal(size=(ROWS, INPUTS)), jnp.float32) if noisy else None
+
+    def loss(backend, params, inputs, noise):
+        given = {"reverse": reverse, "noise": noise, "backend": backend}
+        states, last = run(graph, params, inputs, LENGTHS, **given)
+        return jnp.sin(states).sum() + jnp.cos(last).sum()
+
+    own, jaxs = (
+        jax.value_and_grad(partial(loss, backend), (0, 1, 2))(params, random_inputs(), noise)
+        for backend in ("scan", "plain")
+    )
+    # float32 rounding: the weights' gradients are sums of some hundred terms of size 1.
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), own, jaxs)
+
+
+def loss_of_inputs(name, reverse, backend):
+    graph, params = make_cell(name, scale=0.5)
+
+    def loss(inputs):
+        states, last = run(graph, params, inputs, LENGTHS, reverse=reverse, backend=backend)
+        return jnp.sin(states).sum() + jnp.cos(last).sum()
+
+    return loss
+
+
+@cells_and_ways
+def test_second_derivatives_are_differences_of_the_first(name, reverse):
+    inputs, direction = random_inputs(), random_inputs(seed=5)
+    plain, scan = (jax.grad(loss_of_inputs(name, reverse, way)) for way in ("plain", "scan"))
+    nudge = 3e-3  # the error is of its square; float32 rounding is divided by it
+    above, below = (plain(inputs + sign * nudge * direction) for sign in (1, -1))
+    for gradient in (plain, scan):
+        product = jax.jvp(gradient, (inputs,), (direction,))[1]
+        np.testing.assert_allclose(product, (above - below) / (2 * nudge), atol=1e-3)
+
+
+def test_forward_mode_is_there_through_the_plain_scan_alone():
+    inputs, direction = random_inputs(), random_inputs(seed=5)
+    plain, scan = (loss_of_inputs("lstm", False, backend) for backend in ("plain", "scan"))
+    forward = jax.jvp(plain, (inputs,), (direction,))[1]
+    backward = (jax.grad(scan)(inputs) * direction).sum()
+    assert float(forward) == pytest.approx(float(backward), rel=1e-5)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(scan, (inputs,), (direction,))
 
 
 @pytest.mark.parametrize("name", CELLS)
