@@ -9,12 +9,12 @@ from jaxtyping import Array, Key
 
 from bilstm_attn.attention import ATTENTIONS, Attention
 from bilstm_attn.cells import glorot_uniform
-from bilstm_attn.config import ModelConfig
+from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask, word_mask
 from bilstm_attn.encoder import Encoder
 from bilstm_attn.errors import UserError
 from bilstm_attn.pooling import POOLINGS, Pooling
-from bilstm_attn.recurrence import Backend, length_mask
+from bilstm_attn.recurrence import length_mask
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Output, Params, Tokens
 
@@ -105,7 +105,7 @@ class Model:
     config: ModelConfig
     vocabulary_size: int
     backend: Backend = "scan"
-    """How the recurrence runs: see `recurrence.recur`."""
+    """How the recurrence runs: see `recurrence.recur_both_ways`."""
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns initial parameters: a tree of float32 arrays."""

@@ -1,12 +1,14 @@
 """The masked time loop: the one function behind which every recurrence runs."""
 
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bilstm_attn.config import Backend
+from bilstm_attn.kernels import native
 from bilstm_attn.types import (
     Hidden,
     HiddenStates,
@@ -15,14 +17,16 @@ from bilstm_attn.types import (
     InputsAtTime,
     Lengths,
     Mask,
+    Query,
+    States,
 )
-
-Backend = Literal["plain", "scan"]
 
 
 @runtime_checkable
 class Step(Protocol):
     """What the loop asks of a cell: `carry' = gate(linear(weights, x, hidden(carry)), carry)`."""
+
+    native: ClassVar[bool]
 
     def initial(self, batch_size: int) -> Any:
         """Returns the carry before the first token."""
@@ -57,7 +61,7 @@ def recur(
     *,
     reverse: bool = False,
     noise: InputNoise | None = None,
-    backend: Backend = "scan",
+    backend: Literal["plain", "scan"] = "scan",
 ) -> tuple[HiddenStates, Hidden]:
     """Runs `cell` over each review's own tokens, in either direction.
 
@@ -84,6 +88,38 @@ def recur(
     walk = {"plain": _walk_plainly, "scan": _walk}[backend]
     loop = _Loop(type(cell), reverse)
     return walk(loop, cell.weights(), cell.initial(batch_size), inputs, noise, mask)
+
+
+def recur_both_ways(
+    forward: Step,
+    backward: Step,
+    inputs: Inputs,
+    lengths: Lengths,
+    *,
+    noises: tuple[InputNoise, InputNoise] | None = None,
+    backend: Backend = "scan",
+) -> tuple[States, Query]:
+    """Runs a cell each way, as `recur` does; `noises` are of the forward and the backward cell.
+
+    `backend` may also be `native`, after `encoder.prepare_native`: an LSTM layer on CPU, compiled,
+    that does no work at padding. It has neither forward mode nor second derivatives.
+
+    Returns:
+      `[forward[t], backward[t]]`, zero at padding, `[t b 2h]`; the ends of both walks, `[b 2h]`.
+    """
+    if backend == "native":
+        kernels, biases = zip(forward.weights(), backward.weights(), strict=True)
+        noise = jnp.zeros(0) if noises is None else jnp.stack(noises)
+        return native.lstm(inputs, lengths, jnp.stack(kernels), jnp.stack(biases), noise)
+    ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
+    states, last = zip(
+        *(
+            recur(cell, inputs, lengths, reverse=reverse, noise=noise, backend=backend)
+            for cell, reverse, noise in ways
+        ),
+        strict=True,
+    )
+    return jnp.concatenate(states, axis=-1), jnp.concatenate(last, axis=-1)
 
 
 class _Loop(NamedTuple):

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilstm_attn.cells import CELLS
 from bilstm_attn.checkpoint import Exported, load_model
-from bilstm_attn.config import Config, require
+from bilstm_attn.config import Backend, BackendChoice, Config, require
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
 from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.encoder import prepare_native
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
+from bilstm_attn.kernels.native import UnavailableError
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
@@ -33,6 +36,7 @@ def run_training(
     runs: Path,
     resume: bool,
     devices: int | None,
+    backend: BackendChoice,
     log_every_steps: int,
     tensorboard: bool,
 ) -> int:
@@ -45,16 +49,20 @@ def run_training(
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
     mesh = make_mesh(config.data.group_size, devices)
     check_names(config)
+    chosen_backend = choose_backend(backend, config, show)
     run = Run(runs / config.name / f"seed{config.seed}")
     run.check(config, resume=resume)
     tokens = prepare_tokens(config.data.dataset, places, show)
     _say_lengths(tokens, show)
     vocabulary, training, watched = _examples_of_run(tokens, config)
+    model = Model(config.model, vocabulary.size, chosen_backend)
     show.say(
         f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
-        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}"
+        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
+        f"backend {model.backend}"
     )
-    run.start(config, describe_environment(list(mesh.devices.flat), tokens.meta["sha256"]))
+    environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+    run.start(config, environment | {"backend": model.backend})
     if tensorboard:
         run.open_tensorboard()
     if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
@@ -62,7 +70,7 @@ def run_training(
     try:
         chosen = train(
             config,
-            Model(config.model, vocabulary.size),
+            model,
             vocabulary,
             training,
             watched,
@@ -79,7 +87,7 @@ def run_training(
         )
         return 130
     if config.train.each_epoch == "validation" and "test" in tokens.splits:
-        _measure_test_once(run, chosen, tokens, mesh, show)
+        _measure_test_once(run, chosen, tokens, chosen_backend, mesh, show)
     else:
         _say_chosen(config, chosen, watched.size, show)
     draw_curves(run.records(), config.train.each_epoch, run.curves)
@@ -132,6 +140,31 @@ def check_names(config: Config) -> None:
     cache_folder(config.data.dataset, Path())
 
 
+def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend:
+    """Returns how the recurrence runs; `auto` is the native kernel where there is one, else `scan`.
+
+    Raises:
+      UserError: the native kernel is asked for and cannot be had; says why.
+    """
+    if wanted in ("scan", "plain"):
+        return wanted
+    if jax.default_backend() != "cpu":
+        reason = f"it is for CPU, not {jax.default_backend()}"
+    elif not CELLS[config.model.cell].native:
+        reason = f"it runs no {config.model.cell}"
+    else:
+        try:
+            prepare_native()
+            return "native"
+        except UnavailableError as error:
+            reason = str(error)
+            if wanted == "auto":
+                show.say(f"no native kernel ({reason}); the scan runs")
+    if wanted == "native":
+        raise UserError(f"no native kernel ({reason}); or give --backend scan")
+    return "scan"
+
+
 def split_examples(
     tokens: TokenCache, split: str, vocabulary: Vocabulary, config: Config
 ) -> Examples:
@@ -161,7 +194,13 @@ def _examples(
 
 
 def measure_split(
-    exported: Exported, run: Run, tokens: TokenCache, split: str, mesh: Any, show: Show
+    exported: Exported,
+    run: Run,
+    tokens: TokenCache,
+    split: str,
+    backend: Backend,
+    mesh: Any,
+    show: Show,
 ) -> dict[str, float]:
     """Returns every measure of the exported model over a labelled split; saves the predictions.
 
@@ -172,7 +211,7 @@ def measure_split(
     examples = split_examples(tokens, split, exported.vocabulary, config)
     if (examples.labels < 0).any():
         raise UserError(f"split {split!r} has no labels to measure against; give --split test")
-    model = Model(config.model, exported.vocabulary.size)
+    model = Model(config.model, exported.vocabulary.size, backend)
     with show.bar(f"evaluate {split}", examples.size, 0) as bar:
         logits = predict_logits(
             make_logits_step(model, mesh),
@@ -192,7 +231,7 @@ def measure_split(
 
 
 def _measure_test_once(
-    run: Run, chosen: dict[str, Any], tokens: TokenCache, mesh: Any, show: Show
+    run: Run, chosen: dict[str, Any], tokens: TokenCache, backend: Backend, mesh: Any, show: Show
 ) -> None:
     """Measures the exported epoch on the test split and logs it, if that is not done yet."""
     done = [record for record in run.records() if record["kind"] == "final"]
@@ -200,12 +239,18 @@ def _measure_test_once(
         measured = done[0]
     else:
         exported = load_model(run.exported())
-        measured = measure_split(exported, run, tokens, "test", mesh, show)
+        measured = measure_split(exported, run, tokens, "test", backend, mesh, show)
         run.log({"kind": "final", "step": chosen["step"], "split": "test", **measured})
     show.say(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
 
 
-def run_evaluation(folder: Path, split: str | None, places: DataPlaces, devices: int | None) -> int:
+def run_evaluation(
+    folder: Path,
+    split: str | None,
+    places: DataPlaces,
+    devices: int | None,
+    backend: BackendChoice,
+) -> int:
     """Measures a run's exported model on a split and prints it; returns the exit status.
 
     Without a split it is test, or validation where the data set has no test.
@@ -219,7 +264,8 @@ def run_evaluation(folder: Path, split: str | None, places: DataPlaces, devices:
     mesh = make_mesh(config.data.group_size, devices)
     tokens = prepare_tokens(config.data.dataset, places, show)
     split = split or ("test" if "test" in tokens.splits else "validation")
-    measured = measure_split(exported, run, tokens, split, mesh, show)
+    chosen_backend = choose_backend(backend, config, show)
+    measured = measure_split(exported, run, tokens, split, chosen_backend, mesh, show)
     show.say(f"split              {split}")
     for name, value in measured.items():
         show.say(f"{name.replace('_', ' '):18} {value:.6f}")

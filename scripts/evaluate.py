@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from bilstm_attn.config import BackendChoice
 from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.terminal import parse, run_script
 
@@ -22,6 +23,9 @@ class Arguments:
     places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
+    backend: BackendChoice = "auto"
+    """How the recurrence runs on a CPU: native (compiled C++), scan or plain; auto is native where
+    it can be built. The last digits differ."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +38,7 @@ def main(arguments: list[str]) -> int:
     )
     from bilstm_attn.session import run_evaluation  # after parsing: jax takes seconds to import
 
-    return run_evaluation(parsed.run, parsed.split, parsed.places, parsed.devices)
+    return run_evaluation(parsed.run, parsed.split, parsed.places, parsed.devices, parsed.backend)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from bilstm_attn.config import Config, load_recipe, recipe_names
+from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
 from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.errors import UserError
 from bilstm_attn.terminal import parse, run_script
@@ -24,6 +24,9 @@ class RunArguments:
     """Continue this run from its newest checkpoint."""
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
+    backend: BackendChoice = "auto"
+    """How the recurrence runs on a CPU: native (compiled C++), scan or plain; auto is native where
+    it can be built. The last digits differ."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False

@@ -19,4 +19,6 @@ CONFIGS |= {
     for name in table
     if getattr(DEFAULT, field) != name
 }
+BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
+CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
 every_entry = pytest.mark.parametrize("name", CONFIGS)

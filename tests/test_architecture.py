@@ -20,6 +20,7 @@ ROOMS = [
     "data.cache",
     "data.batches",
     "dropout",
+    "kernels.native",
     "recurrence",
     "cells",
     "encoder",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entries import CONFIGS, SMALL, every_entry
+from entries import BACKENDS, CONFIGS, SMALL, every_entry
 
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.dropout import dropout_mask
@@ -25,7 +25,7 @@ TOLERANCE = 2e-6
 @cache
 def make_model(name):
     """Returns the model and parameters large enough for logits of size 1."""
-    model = Model(CONFIGS[name], VOCABULARY)
+    model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
     params = jax.tree.map(
         lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
         jax.jit(model.init)(jax.random.key(0)),

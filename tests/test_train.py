@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entries import CONFIGS, every_entry
+from entries import BACKENDS, CONFIGS, every_entry
 
 from bilstm_attn.config import DataConfig, OptimConfig
 from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
@@ -22,7 +22,9 @@ from bilstm_attn.train import initial_state, make_train_step
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
 ONE_LENGTH = dataclasses.replace(DATA, bucket_edges=())
 MODELS = {
-    name: Model(dataclasses.replace(config, layers=1), DATA.vocabulary_size)
+    name: Model(
+        dataclasses.replace(config, layers=1), DATA.vocabulary_size, BACKENDS.get(name, "scan")
+    )
     for name, config in CONFIGS.items()
 }
 MODEL = MODELS["cell-lstm"]
