@@ -217,6 +217,7 @@ def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]
         "git_revision": git_revision(Path(__file__).parent),
         "data_sha256": data_sha256,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 

@@ -12,11 +12,17 @@ from bilstm_attn.cells import CELLS
 from bilstm_attn.checkpoint import Exported, load_model
 from bilstm_attn.config import Backend, BackendChoice, Config, require
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
-from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.data.cache import (
+    DataPlaces,
+    TokenCache,
+    cache_folder,
+    default_cache_dir,
+    prepare_tokens,
+)
 from bilstm_attn.encoder import prepare_native
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
-from bilstm_attn.kernels.native import UnavailableError
+from bilstm_attn.kernels.native import UnavailableError, cpu_digest
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
@@ -48,6 +54,7 @@ def run_training(
     show = Show()
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
     mesh = make_mesh(config.data.group_size, devices)
+    keep_compiled()
     check_names(config)
     chosen_backend = choose_backend(backend, config, show)
     run = Run(runs / config.name / f"seed{config.seed}")
@@ -131,6 +138,16 @@ def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show
         f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
         f"{chosen['epoch']} ({reviews:,} reviews{selected})"
     )
+
+
+def keep_compiled() -> None:
+    """Lets jax keep what it compiles, so that the next run starts in seconds.
+
+    Where JAX_COMPILATION_CACHE_DIR says another place, that is taken.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = default_cache_dir() / "compiled" / cpu_digest()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def check_names(config: Config) -> None:
@@ -262,6 +279,7 @@ def run_evaluation(
     exported = load_model(run.exported())
     config = exported.config
     mesh = make_mesh(config.data.group_size, devices)
+    keep_compiled()
     tokens = prepare_tokens(config.data.dataset, places, show)
     split = split or ("test" if "test" in tokens.splits else "validation")
     chosen_backend = choose_backend(backend, config, show)

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.config import BackendChoice
 from bilstm_attn.data.cache import DataPlaces
-from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.terminal import parse, run_script, use_huge_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,4 +42,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_script(main)

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bilstm_attn.data.cache import default_cache_dir
+from bilstm_attn.errors import UserError
 from bilstm_attn.types import Inputs, Lengths, Query, States
 
 SOURCE = Path(__file__).with_name("lstm_cpu.cpp")
@@ -110,13 +112,18 @@ def _key(compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False, timeout=60
     ).stdout
-    cpu = Path("/proc/cpuinfo")
+    return _digest(SOURCE.read_text(), *FLAGS, compiler, version, cpu_digest(), jax.__version__)
+
+
+def cpu_digest() -> str:
+    """Returns a digest of what this machine's CPU can do."""
+    cpu, features = Path("/proc/cpuinfo"), [platform.processor()]
     if cpu.exists():
         features = re.findall(r"^(?:model name|flags|Features)\s*:.*$", cpu.read_text(), re.M)[:2]
-    else:
-        features = [platform.processor()]
-    parts = [SOURCE.read_text(), *FLAGS, compiler, version, platform.machine(), *features]
-    parts.append(jax.__version__)
+    return _digest(platform.machine(), *features)
+
+
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -149,13 +156,20 @@ def _forward(
     steps, batch, _ = inputs.shape
     states = biases.shape[1] // 2
     shapes = ((steps, batch, states), (batch, states), (saved,))
-    return _call("forward", shapes, inputs, lengths.astype(jnp.int32), kernels, biases, noises)
+    return _call("forward", shapes, (inputs, lengths.astype(jnp.int32), kernels, biases, noises))
 
 
-def _call(name: str, shapes: tuple[tuple[int, ...], ...], *arguments: Any) -> Any:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
+    """Returns the results of a handler, float32 arrays of these shapes."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"bilstm_attn_lstm_{name}", results, vmap_method="sequential")
     return call(*arguments, threads=np.int32(threads()))
+
+
+@_call.defjvp
+def _no_second_derivatives(name: str, shapes: Any, primals: Any, tangents: Any) -> Any:
+    raise UserError("backend native has no second derivatives; use backend scan or plain")
 
 
 def _save(
@@ -171,9 +185,9 @@ def _save(
 
 def _back(residuals: Any, cotangents: Any) -> Any:
     inputs, lengths, kernels, biases, noises, states, saved = residuals
-    shapes = tuple(given.shape for given in (inputs, kernels, biases, noises))
     arguments = (inputs, lengths.astype(jnp.int32), kernels, biases, noises, states, saved)
-    of_inputs, *of_parameters, of_noises = _call("backward", shapes, *arguments, *cotangents)
+    shapes = tuple(given.shape for given in (inputs, kernels, biases, noises))
+    of_inputs, *of_parameters, of_noises = _call("backward", shapes, (*arguments, *cotangents))
     return of_inputs, None, *of_parameters, of_noises
 
 

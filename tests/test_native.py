@@ -1,0 +1,209 @@
+"""The compiled layer against the equations and the scan: sizes, masks, transformations, faults."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+from tiny import error_of
+
+from bilstm_attn.cells import LSTM
+from bilstm_attn.config import Config, ModelConfig
+from bilstm_attn.kernels import native
+from bilstm_attn.recurrence import recur_both_ways
+from bilstm_attn.session import choose_backend
+from bilstm_attn.terminal import Show
+
+# Steps, rows, inputs, hidden units: one of each, odd ones, several tiles of rows, several blocks.
+SIZES = [(1, 1, 1, 1), (7, 5, 4, 6), (5, 49, 3, 17), (6, 25, 70, 64), (4, 30, 5, 130)]
+every_size = pytest.mark.parametrize("size", SIZES)
+
+
+class Layer:
+    """Two cells, inputs, noise and lengths of a size, all drawn by it."""
+
+    def __init__(self, steps, rows, inputs, hidden):
+        numbers = np.random.default_rng(hidden)
+        self.cells = [LSTM(inputs, hidden, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        for cell in self.cells:
+            for name in ("input_kernel", "recurrent_kernel", "bias"):
+                values = numbers.normal(size=getattr(cell, name)[...].shape) / np.sqrt(hidden)
+                setattr(cell, name, nnx.Param(jnp.asarray(values, jnp.float32)))
+        self.graph, self.params = nnx.split(nnx.List(self.cells))
+        self.inputs = jnp.asarray(numbers.normal(size=(steps, rows, inputs)), jnp.float32)
+        self.noises = jnp.asarray(numbers.normal(size=(2, rows, inputs)), jnp.float32)
+        self.lengths = numbers.integers(0, steps + 1, rows)
+        self.lengths[:3] = [steps, 0, 1][:rows]
+        self.cotangents = [
+            numbers.normal(size=shape).astype(np.float32)
+            for shape in ((steps, rows, 2 * hidden), (rows, 2 * hidden))
+        ]
+
+    def run(self, backend, params, inputs, noises):
+        pair = None if noises is None else tuple(noises)
+        cells, lengths = nnx.merge(self.graph, params), jnp.asarray(self.lengths)
+        return recur_both_ways(*cells, inputs, lengths, noises=pair, backend=backend)
+
+    def loss(self, backend, params, inputs, noises):
+        results = self.run(backend, params, inputs, noises)
+        return sum((a * b).sum() for a, b in zip(results, self.cotangents, strict=True))
+
+    def gradients(self, backend, noisy=True):
+        noises = self.noises if noisy else None
+        gradient = jax.jit(jax.grad(partial(self.loss, backend), (0, 1, 2)))
+        return gradient(self.params, self.inputs, noises)
+
+
+def assert_close(one, other):
+    """Asserts that each array differs by float32 rounding of its largest number."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(initial=0), 1e-3), rtol=0)
+
+
+@every_size
+def test_values_are_the_loop_from_the_equations(size):
+    layer = Layer(*size)
+    states, last = jax.jit(partial(layer.run, "native"))(layer.params, layer.inputs, None)
+    found = []
+    for way, cell in enumerate(layer.cells):
+        params = {
+            name: getattr(cell, name)[...] for name in ("input_kernel", "recurrent_kernel", "bias")
+        }
+        found.append(
+            oracles.lstm(params, np.asarray(layer.inputs), layer.lengths, reverse=bool(way))
+        )
+    for result, expected in zip((states, last), zip(*found, strict=True), strict=True):
+        np.testing.assert_allclose(result, np.concatenate(expected, axis=-1), atol=2e-6)
+
+
+@every_size
+@pytest.mark.parametrize("noisy", [False, True])
+def test_gradients_are_the_scans(size, noisy):
+    layer = Layer(*size)
+    found = layer.gradients("native", noisy)
+    assert_close(found, layer.gradients("plain", noisy))
+    padding = np.arange(size[0])[:, None] >= layer.lengths
+    assert (np.asarray(found[1])[padding] == 0).all()
+
+
+def test_bits_do_not_depend_on_the_threads(monkeypatch):
+    layer = Layer(*SIZES[2])
+    found = []
+    for count in (1, 2, 5):
+        monkeypatch.setattr(native, "threads", lambda count=count: count)
+        found.append(layer.gradients("native"))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, found[0])
+
+
+def test_vmap_over_parameters_is_one_after_the_other():
+    layer = Layer(*SIZES[1])
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), layer.params)
+    gradient = jax.grad(partial(layer.loss, "native"))
+    together = jax.jit(jax.vmap(gradient, (0, None, None)))(several, layer.inputs, layer.noises)
+    for seed in range(3):
+        params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], several)
+        alone = gradient(params, layer.inputs, layer.noises)
+        assert_close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], together), alone)
+
+
+def test_recomputed_gradients_are_the_same_bits():
+    layer = Layer(*SIZES[1])
+    given = layer.params, layer.inputs, layer.noises
+    again = jax.jit(jax.grad(jax.checkpoint(partial(layer.loss, "native")), (0, 1, 2)))(*given)
+    jax.tree.map(np.testing.assert_array_equal, again, layer.gradients("native"))
+
+
+def test_what_is_not_a_number_stays_so_and_large_numbers_do_not_become_so():
+    layer = Layer(*SIZES[1])
+    run = jax.jit(partial(layer.run, "native"))
+    states, _ = run(layer.params, layer.inputs.at[2, 0, 0].set(jnp.nan), None)
+    assert np.isnan(states[2, 0]).all()
+    assert np.isfinite(states[:, 1:]).all()
+    for large in (1e30, -jnp.inf):
+        states, _ = run(layer.params, layer.inputs.at[2, 0].set(large), None)
+        assert np.isnan(states).sum() == (0 if np.isfinite(large) else np.isnan(states[:, 0]).sum())
+
+
+def test_shapes_that_do_not_fit_are_an_error():
+    layer = Layer(*SIZES[1])
+    kernels, biases = (
+        jnp.stack(parts) for parts in zip(*(cell.weights() for cell in layer.cells), strict=True)
+    )
+    lengths = jnp.asarray(layer.lengths, jnp.int32)
+    good = (layer.inputs, lengths, kernels, biases, layer.noises)
+    for place, bad in ((1, lengths[1:]), (2, kernels[:, 1:]), (3, biases[:1]), (4, biases)):
+        given = [*good[:place], bad, *good[place + 1 :]]
+        sizes = ((7, 5, 12), (5, 12), (0,))
+        with pytest.raises(Exception, match=r"lstm: (wants|shapes do not fit)"):
+            jax.block_until_ready(native._call("forward", sizes, tuple(given)))
+
+
+def test_derivatives_it_has_not_are_errors():
+    layer = Layer(*SIZES[0])
+    loss = partial(layer.loss, "native", layer.params, noises=None)
+    message = error_of(jax.jacrev(jax.grad(loss)), layer.inputs)
+    assert message == "backend native has no second derivatives; use backend scan or plain"
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(loss, (layer.inputs,), (layer.inputs,))
+
+
+# Built, or not
+
+
+def test_two_builders_at_once_leave_one_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(2) as pool:
+        one, other = (done.result() for done in [pool.submit(native._build) for _ in "ab"])
+    assert one == other
+    assert list(one.parent.iterdir()) == [one]
+
+
+CONFIG = Config(model=ModelConfig(hidden_size=3))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"),
+    [
+        ("no-such-compiler", "no C++ compiler no-such-compiler is found; install g++ or clang"),
+        ("false", "false failed: "),
+    ],
+)
+def test_without_a_kernel_auto_says_so_and_scans_and_native_is_an_error(
+    compiler, says, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(native, "_load", native._build)
+    assert choose_backend("auto", CONFIG, Show()) == "scan"
+    line = capsys.readouterr().out
+    assert line.startswith("no native kernel (")
+    assert says in line
+    message = error_of(choose_backend, "native", CONFIG, Show())
+    assert says in message
+    assert message.endswith("; or give --backend scan")
+
+
+def test_kernel_that_computes_something_else_is_not_used(tmp_path, monkeypatch):
+    library = tmp_path / "lstm_cpu-0.so"
+    library.touch()
+    monkeypatch.setattr(native, "_load", lambda: library)
+    with pytest.raises(native.UnavailableError, match="does not agree with the scan"):
+        native.prepare(lambda: False)
+    assert not library.exists()
+    library.touch()
+    tested = []
+    for _ in range(2):
+        native.prepare(lambda: tested.append(1) or True)
+    assert tested == [1]
+
+
+def test_cell_it_does_not_run_is_an_error_if_asked_for_and_scanned_if_not():
+    config = Config(model=ModelConfig(cell="gru"))
+    assert choose_backend("auto", config, Show()) == "scan"
+    says = "no native kernel (it runs no gru); or give --backend scan"
+    assert error_of(choose_backend, "native", config, Show()) == says
