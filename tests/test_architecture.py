@@ -39,6 +39,9 @@ ROOMS = [
     "report",
     "train",
     "session",
+    "benchmark.peers",
+    "benchmark.worker",
+    "benchmark.compare",
 ]
 LIBRARIES = {
     "tensorflow_datasets": {"data.imdb"},
@@ -49,8 +52,8 @@ LIBRARIES = {
     "sklearn": {"linear"},
     "scipy": {"linear"},
     "tyro": {"terminal"},
-    "optax": {"objectives", "optim", "train"},
-    "flax": {"cells", "encoder", "attention", "pooling", "model"},
+    "optax": {"objectives", "optim", "train", "benchmark.peers"},
+    "flax": {"cells", "encoder", "attention", "pooling", "model", "benchmark.peers"},
 }
 
 

@@ -1,0 +1,1 @@
+"""Ours beside what a user would otherwise pick, at the same work."""
