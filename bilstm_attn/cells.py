@@ -1,7 +1,7 @@
 """Recurrent cells: parameters and one step. A new cell is one class and one line in `CELLS`."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,6 @@ class Cell(nnx.Module):
     """
 
     hidden_size: int
-    native: ClassVar[bool] = False
-    """Whether `kernels/native.py` runs it."""
 
     def initial(self, batch_size: int) -> Any:
         """Returns the carry before the first token, all zero."""
@@ -61,8 +59,6 @@ class LSTM(Cell):
     Keras: W Glorot-uniform, U orthogonal, b zero but `forget_bias` at the forget gate (Jozefowicz
     et al., 2015).
     """
-
-    native = True
 
     def __init__(
         self, inputs_size: int, hidden_size: int, *, rngs: nnx.Rngs, forget_bias: float = 1.0

@@ -1,5 +1,7 @@
 """Both directions, stacked."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bilstm_attn.cells import CELLS, Cell
+from bilstm_attn import cells, recurrence
+from bilstm_attn.cells import CELLS, LSTM, Cell
 from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask
+from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import native
 from bilstm_attn.recurrence import recur_both_ways
 from bilstm_attn.registry import make
 from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
+
+NATIVE = (LSTM,)  # what the compiled kernel runs: these classes, not what derives from them
 
 
 class Bidirectional(nnx.Module):
@@ -31,6 +37,8 @@ class Bidirectional(nnx.Module):
         name: str,
         rngs: nnx.Rngs,
     ):
+        if backend == "native" and CELLS.get(config.cell, LSTM) not in NATIVE:
+            raise UserError(f"backend native runs no cell {config.cell!r}; use backend scan")
         self.backend: Backend = backend
         self.name = name  # of its streams of random numbers
         self.inputs_size = inputs_size
@@ -83,13 +91,16 @@ class Encoder(nnx.Module):
         return self.layers[-1](inputs, lengths, keys)
 
 
-def prepare_native() -> None:
+def prepare_native(say: Callable[[str], None] = lambda line: None) -> None:
     """Makes the backend `native` ready: builds it if need be, and tests it once against the scan.
+
+    `say` is told of the building.
 
     Raises:
       UnavailableError: it cannot be built, or is wrong; says why.
     """
-    native.prepare(_native_agrees)
+    files = [Path(module.__file__ or "") for module in (cells, recurrence)]
+    native.prepare(_native_agrees, [*files, Path(__file__)], say)
 
 
 def _native_agrees() -> bool:

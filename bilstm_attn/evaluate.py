@@ -14,7 +14,7 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import Examples, plan_by_length, read_batch
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
-from bilstm_attn.sharding import WHOLE, place_rows
+from bilstm_attn.sharding import ROWS, WHOLE, place_rows
 from bilstm_attn.types import Batch, Logits, Params
 
 LogitsOf = Callable[[Params, Batch], Float[Array, " b"]]
@@ -26,7 +26,11 @@ def make_logits_step(model: Model, mesh: Mesh) -> LogitsOf:
     def logits_of(params: Params, batch: Batch) -> Logits:
         return model(params, batch.tokens, batch.length).logits
 
-    return jax.jit(logits_of, out_shardings=NamedSharding(mesh, WHOLE))
+    # check_vma=False: the native kernel does not say what it varies over.
+    over_mesh = jax.shard_map(
+        logits_of, mesh=mesh, in_specs=(WHOLE, ROWS), out_specs=ROWS, check_vma=False
+    )
+    return jax.jit(over_mesh, out_shardings=NamedSharding(mesh, WHOLE))
 
 
 def predict_logits(

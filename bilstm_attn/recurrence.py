@@ -1,6 +1,6 @@
 """The masked time loop: the one function behind which every recurrence runs."""
 
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ from bilstm_attn.types import (
 @runtime_checkable
 class Step(Protocol):
     """What the loop asks of a cell: `carry' = gate(linear(weights, x, hidden(carry)), carry)`."""
-
-    native: ClassVar[bool]
 
     def initial(self, batch_size: int) -> Any:
         """Returns the carry before the first token."""
@@ -109,7 +107,7 @@ def recur_both_ways(
     """
     if backend == "native":
         kernels, biases = zip(forward.weights(), backward.weights(), strict=True)
-        noise = jnp.zeros(0) if noises is None else jnp.stack(noises)
+        noise = jnp.zeros(0, jnp.float32) if noises is None else jnp.stack(noises)
         return native.lstm(inputs, lengths, jnp.stack(kernels), jnp.stack(biases), noise)
     ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
     states, last = zip(

@@ -1,13 +1,14 @@
 """A run's folder: what lies in it, and where it came from."""
 
-import atexit
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,11 @@ class Run:
           UserError: tensorboardX is not installed.
         """
         try:
-            from tensorboardX import SummaryWriter
+            self._tensorboard_writer = _tensorboardx("event_file_writer").EventsWriter
         except ImportError:
             raise UserError(
                 "--tensorboard needs tensorboardX; install it with pip install -e '.[tensorboard]'"
             ) from None
-        self._tensorboard_writer = SummaryWriter
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for."""
@@ -148,10 +148,28 @@ class Run:
         with saving(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(line)
         if self._tensorboard is not None:
-            numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-            with saving(self.tensorboard):
-                for name, value in numbers.items():
-                    self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+            protos = _tensorboardx("proto.summary_pb2")
+            values = [
+                protos.Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+                for name, value in record.items()
+                if isinstance(value, float)
+            ]
+            self._write_event(step=record["step"], summary=protos.Summary(value=values))
+
+    def _write_event(self, **fields: Any) -> None:
+        # Here and now: tensorboardX's own thread hangs on a full disk.
+        with saving(self.tensorboard):
+            self._tensorboard.write_event(
+                _tensorboardx("proto.event_pb2").Event(wall_time=time.time(), **fields)
+            )
+            self._tensorboard.flush()
+
+    def environment(self) -> dict[str, Any]:
+        """Returns what `start` was last told, or nothing."""
+        try:
+            return json.loads((self.folder / "environment.json").read_bytes())[-1]
+        except (OSError, ValueError, LookupError):
+            return {}
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the logged records; a last line that was cut off is left out.
@@ -176,17 +194,23 @@ class Run:
         kept = [record for record in self.records() if record["step"] <= step]
         write_file(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         if self._tensorboard_writer is not None:
+            log = _tensorboardx("proto.event_pb2").SessionLog
             with saving(self.tensorboard):
-                self._tensorboard = self._tensorboard_writer(
-                    str(self.tensorboard), purge_step=step + 1, filename_suffix=f".from{step}"
-                )
-            atexit.register(self.close)  # else its thread dies with what it has not written
+                self.tensorboard.mkdir(exist_ok=True)
+                prefix = str(self.tensorboard / "events")
+                self._tensorboard = self._tensorboard_writer(prefix, f".from{step}")
+            # TensorBoard drops what it has of these steps.
+            self._write_event(step=step + 1, session_log=log(status=log.START))
 
     def close(self) -> None:
-        """Writes out what TensorBoard's files still lack."""
+        """Closes what is open for writing; nothing is lost without it."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+
+
+def _tensorboardx(module: str) -> Any:
+    return importlib.import_module(f"tensorboardX.{module}")
 
 
 def _differences(there: Config, here: Config) -> list[str]:

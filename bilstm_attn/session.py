@@ -19,7 +19,7 @@ from bilstm_attn.data.cache import (
     default_cache_dir,
     prepare_tokens,
 )
-from bilstm_attn.encoder import prepare_native
+from bilstm_attn.encoder import NATIVE, prepare_native
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.kernels.native import UnavailableError, cpu_digest
@@ -54,11 +54,15 @@ def run_training(
     show = Show()
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
     mesh = make_mesh(config.data.group_size, devices)
-    keep_compiled()
     check_names(config)
-    chosen_backend = choose_backend(backend, config, show)
     run = Run(runs / config.name / f"seed{config.seed}")
     run.check(config, resume=resume)
+    if tensorboard:
+        run.open_tensorboard()
+    keep_compiled(show)
+    if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
+        backend = run.environment().get("backend", "auto")
+    chosen_backend = choose_backend(backend, config, show)
     tokens = prepare_tokens(config.data.dataset, places, show)
     _say_lengths(tokens, show)
     vocabulary, training, watched = _examples_of_run(tokens, config)
@@ -70,8 +74,6 @@ def run_training(
     )
     environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
     run.start(config, environment | {"backend": model.backend})
-    if tensorboard:
-        run.open_tensorboard()
     if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
         show.say("no checkpoint was saved yet; starting at step 0")
     try:
@@ -101,6 +103,7 @@ def run_training(
     show.say(f"curves   {run.curves}")
     show.say(f"run      {run.folder}")
     here = shlex.quote(str(run.folder))
+    run.close()
     show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
     return 0
 
@@ -140,14 +143,19 @@ def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show
     )
 
 
-def keep_compiled() -> None:
+def keep_compiled(show: Show) -> None:
     """Lets jax keep what it compiles, so that the next run starts in seconds.
 
     Where JAX_COMPILATION_CACHE_DIR says another place, that is taken.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = default_cache_dir() / "compiled" / cpu_digest()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            show.say(f"what is compiled is not kept ({error}); set XDG_CACHE_HOME")
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def check_names(config: Config) -> None:
@@ -167,11 +175,11 @@ def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend
         return wanted
     if jax.default_backend() != "cpu":
         reason = f"it is for CPU, not {jax.default_backend()}"
-    elif not CELLS[config.model.cell].native:
+    elif CELLS[config.model.cell] not in NATIVE:
         reason = f"it runs no {config.model.cell}"
     else:
         try:
-            prepare_native()
+            prepare_native(show.say)
             return "native"
         except UnavailableError as error:
             reason = str(error)
@@ -279,7 +287,7 @@ def run_evaluation(
     exported = load_model(run.exported())
     config = exported.config
     mesh = make_mesh(config.data.group_size, devices)
-    keep_compiled()
+    keep_compiled(show)
     tokens = prepare_tokens(config.data.dataset, places, show)
     split = split or ("test" if "test" in tokens.splits else "validation")
     chosen_backend = choose_backend(backend, config, show)

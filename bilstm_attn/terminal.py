@@ -143,9 +143,13 @@ def use_huge_pages() -> None:
     XLA on CPU allocates a step's temporaries anew each time, hundreds of megabytes: with small
     pages, the faults alone take a fifth to a third of a training step.
     """
-    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    library, version = platform.libc_ver()
+    has_them = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
+    is_the_program = sys.argv[0] in sys.orig_argv  # else a notebook would be started again
+    if has_them and is_the_program and "GLIBC_TUNABLES" not in os.environ:
+        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        with contextlib.suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -18,14 +18,6 @@ assert jax.device_count() == 4  # and stays so, whatever a test asks for
 install_import_hook("bilstm_attn", "beartype.beartype")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def native():
-    """The native backend, built."""
-    from bilstm_attn.encoder import prepare_native  # after the hook, as above
-
-    prepare_native()
-
-
 @pytest.fixture(scope="session")
 def done(tmp_path_factory) -> Path:
     """A folder with "cache", and a finished run in "runs"/tiny; copy before changing it."""

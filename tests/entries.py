@@ -7,6 +7,7 @@ import pytest
 from bilstm_attn.attention import ATTENTIONS
 from bilstm_attn.cells import CELLS
 from bilstm_attn.config import ModelConfig
+from bilstm_attn.encoder import prepare_native
 from bilstm_attn.pooling import POOLINGS
 
 SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
@@ -19,6 +20,7 @@ CONFIGS |= {
     for name in table
     if getattr(DEFAULT, field) != name
 }
+prepare_native()
 BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
 CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
 every_entry = pytest.mark.parametrize("name", CONFIGS)

@@ -1,5 +1,6 @@
 """The compiled layer against the equations and the scan: sizes, masks, transformations, faults."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -9,17 +10,28 @@ import numpy as np
 import oracles
 import pytest
 from flax import nnx
-from tiny import error_of
+from tiny import error_of, full_disk
 
-from bilstm_attn.cells import LSTM
+from bilstm_attn.cells import CELLS, LSTM
 from bilstm_attn.config import Config, ModelConfig
+from bilstm_attn.encoder import prepare_native
 from bilstm_attn.kernels import native
+from bilstm_attn.model import Model
 from bilstm_attn.recurrence import recur_both_ways
 from bilstm_attn.session import choose_backend
 from bilstm_attn.terminal import Show
 
+prepare_native()
+
 # Steps, rows, inputs, hidden units: one of each, odd ones, several tiles of rows, several blocks.
-SIZES = [(1, 1, 1, 1), (7, 5, 4, 6), (5, 49, 3, 17), (6, 25, 70, 64), (4, 30, 5, 130)]
+SIZES = [
+    (1, 1, 1, 1),
+    (7, 5, 4, 6),
+    (5, 49, 3, 17),
+    (6, 25, 70, 64),
+    (4, 30, 5, 130),
+    (20, 410, 2, 3),
+]
 every_size = pytest.mark.parametrize("size", SIZES)
 
 
@@ -91,7 +103,7 @@ def test_gradients_are_the_scans(size, noisy):
 
 
 def test_bits_do_not_depend_on_the_threads(monkeypatch):
-    layer = Layer(*SIZES[2])
+    layer = Layer(*SIZES[-1])
     found = []
     for count in (1, 2, 5):
         monkeypatch.setattr(native, "threads", lambda count=count: count)
@@ -125,8 +137,11 @@ def test_what_is_not_a_number_stays_so_and_large_numbers_do_not_become_so():
     assert np.isnan(states[2, 0]).all()
     assert np.isfinite(states[:, 1:]).all()
     for large in (1e30, -jnp.inf):
-        states, _ = run(layer.params, layer.inputs.at[2, 0].set(large), None)
-        assert np.isnan(states).sum() == (0 if np.isfinite(large) else np.isnan(states[:, 0]).sum())
+        inputs = layer.inputs.at[2, 0, 0].set(large)
+        states, _ = run(layer.params, inputs, None)
+        scanned, _ = jax.jit(partial(layer.run, "scan"))(layer.params, inputs, None)
+        assert np.isfinite(scanned).all()
+        np.testing.assert_allclose(states, scanned, atol=2e-6)
 
 
 def test_shapes_that_do_not_fit_are_an_error():
@@ -170,7 +185,8 @@ CONFIG = Config(model=ModelConfig(hidden_size=3))
     ("compiler", "says"),
     [
         ("no-such-compiler", "no C++ compiler no-such-compiler is found; install g++ or clang"),
-        ("false", "false failed: "),
+        ("false", "false failed: exit status 1"),
+        ("/dev/null", "no C++ compiler /dev/null is found"),
     ],
 )
 def test_without_a_kernel_auto_says_so_and_scans_and_native_is_an_error(
@@ -178,11 +194,9 @@ def test_without_a_kernel_auto_says_so_and_scans_and_native_is_an_error(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setattr(native, "_load", native._build)
+    monkeypatch.setattr(native, "_loaded", [])
     assert choose_backend("auto", CONFIG, Show()) == "scan"
-    line = capsys.readouterr().out
-    assert line.startswith("no native kernel (")
-    assert says in line
+    assert f"no native kernel ({says}" in capsys.readouterr().out
     message = error_of(choose_backend, "native", CONFIG, Show())
     assert says in message
     assert message.endswith("; or give --backend scan")
@@ -191,15 +205,41 @@ def test_without_a_kernel_auto_says_so_and_scans_and_native_is_an_error(
 def test_kernel_that_computes_something_else_is_not_used(tmp_path, monkeypatch):
     library = tmp_path / "lstm_cpu-0.so"
     library.touch()
-    monkeypatch.setattr(native, "_load", lambda: library)
+    reference = tmp_path / "scan.py"
+    reference.write_text("the equation")
+    monkeypatch.setattr(native, "_loaded", [(library, int)])
     with pytest.raises(native.UnavailableError, match="does not agree with the scan"):
-        native.prepare(lambda: False)
-    assert not library.exists()
-    library.touch()
+        native.prepare(lambda: False, [reference], print)
     tested = []
     for _ in range(2):
-        native.prepare(lambda: tested.append(1) or True)
+        native.prepare(lambda: tested.append(1) or True, [reference], print)
     assert tested == [1]
+    reference.write_text("another equation")
+    native.prepare(lambda: tested.append(2) or True, [reference], print)
+    assert tested == [1, 2]
+
+
+@pytest.mark.parametrize("place", ["a file", "a folder nobody may write"])
+def test_cache_that_cannot_be_written_makes_auto_scan(place, tmp_path, monkeypatch, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir() if place != "a file" else cache.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(native, "_loaded", [])
+    with full_disk() if place != "a file" else contextlib.nullcontext():
+        assert choose_backend("auto", CONFIG, Show()) == "scan"
+    assert "no native kernel (" in capsys.readouterr().out
+
+
+def test_cell_that_derives_from_another_is_not_taken_for_it(monkeypatch):
+    class Other(LSTM):
+        pass
+
+    monkeypatch.setitem(CELLS, "other", Other)
+    config = Config(model=ModelConfig(cell="other"))
+    assert choose_backend("auto", config, Show()) == "scan"
+    model = Model(config.model, 5, "native")
+    says = "backend native runs no cell 'other'; use backend scan"
+    assert error_of(model.init, jax.random.key(0)) == says
 
 
 def test_cell_it_does_not_run_is_an_error_if_asked_for_and_scanned_if_not():

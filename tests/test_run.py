@@ -4,6 +4,7 @@ import dataclasses
 import json
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,8 @@ def events(data: bytes):
 
 
 def test_tensorboard_without_its_package_names_the_extra(run, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    for module in ("tensorboardX", "tensorboardX.event_file_writer"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert error_of(run.open_tensorboard).endswith("pip install -e '.[tensorboard]'")
 
 

@@ -94,7 +94,10 @@ _PARTS = Split._fields
 
 def default_cache_dir() -> Path:
     """Returns `bilstm_attn` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilstm_attn"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilstm_attn"
+    except RuntimeError:  # no HOME, and no entry of the user's
+        raise UserError("there is no home folder to keep caches in; set XDG_CACHE_HOME") from None
 
 
 def cache_folder(dataset: str, cache_dir: Path) -> Path:

@@ -18,9 +18,13 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <numeric>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -237,13 +241,24 @@ struct Layer {
 template <class Work>
 void in_parallel(int threads, size_t chains, Work work) {
   std::atomic<size_t> next{0};
+  std::mutex guard;
+  std::exception_ptr failure;
   auto run = [&] {
-    for (size_t chain; (chain = next++) < chains;) work(chain);
+    try {
+      for (size_t chain; (chain = next++) < chains;) work(chain);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(guard);
+      failure = std::current_exception();
+    }
   };
   std::vector<std::thread> others;
-  for (size_t i = 1; i < std::min<size_t>(std::max(threads, 1), chains); i++) others.emplace_back(run);
+  try {
+    for (size_t i = 1; i < std::min<size_t>(std::max(threads, 1), chains); i++) others.emplace_back(run);
+  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+  }
   run();
   for (auto& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 ffi::Error check(const Floats& x, const Ints& lengths, const Floats& kernel, const Floats& bias,
@@ -320,7 +335,7 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
                                   kept ? kept + (r * blocks + j) * SAVED * LANES : nullptr,
                                   blocks * SAVED * LANES);
         for (size_t r = 0; r < n; r++) {
-          std::memcpy(read.at(r * width + inputs), h.at(r * units), units * sizeof(float));
+          std::memcpy(read.at(r * width + inputs), h.at(r * units), hidden * sizeof(float));
           std::memcpy(states + ((t * batch + row[r]) * 2 + way) * hidden, h.at(r * units),
                       hidden * sizeof(float));
         }
@@ -489,6 +504,29 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
   return ffi::Error::Success();
 }
 
+// Calls a handler; what it throws, which XLA does not catch, becomes an error.
+template <auto handler, class... Arguments>
+ffi::Error guarded(Arguments... arguments) {
+  try {
+    return handler(arguments...);
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("lstm: ") + error.what());
+  }
+}
+
+ffi::Error forward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
+                           Floats noise, FloatsOut states, FloatsOut last, FloatsOut saved) {
+  return guarded<forward>(threads, x, lengths, kernel, bias, noise, states, last, saved);
+}
+
+ffi::Error backward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
+                            Floats noise, Floats states, Floats saved, Floats of_states,
+                            Floats of_last, FloatsOut of_x, FloatsOut of_kernel, FloatsOut of_bias,
+                            FloatsOut of_noise) {
+  return guarded<backward>(threads, x, lengths, kernel, bias, noise, states, saved, of_states,
+                           of_last, of_x, of_kernel, of_bias, of_noise);
+}
+
 }  // namespace
 
 // How many numbers `saved` holds.
@@ -496,7 +534,7 @@ extern "C" int64_t lstm_saved_size(int64_t steps, int64_t batch, int64_t hidden)
   return saved_size(steps, batch, hidden);
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward_guarded,
                               ffi::Ffi::Bind()
                                   .Attr<int32_t>("threads")
                                   .Arg<Floats>()   // x [t b e]
@@ -508,7 +546,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward,
                                   .Ret<Floats>()   // last [b 2h]
                                   .Ret<Floats>()); // saved, or empty
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward_guarded,
                               ffi::Ffi::Bind()
                                   .Attr<int32_t>("threads")
                                   .Arg<Floats>()   // x

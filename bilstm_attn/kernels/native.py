@@ -1,20 +1,22 @@
 """A bidirectional LSTM layer for CPU in C++ (`lstm_cpu.cpp`): built on first use, tested, called.
 
 The system's compiler builds it into the user's cache folder, once for each source, compiler, CPU
-and version of jax.
+and version of jax and jaxlib.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +42,38 @@ class UnavailableError(Exception):
     """The kernel cannot be built or does not compute what it should; says why, and what to do."""
 
 
-def prepare(agrees: Callable[[], bool]) -> None:
+def prepare(
+    agrees: Callable[[], bool], reference: Sequence[Path], say: Callable[[str], None]
+) -> None:
     """Builds and loads the kernel, unless that was done before.
 
-    `agrees` runs once after building, and says whether the kernel's results are right.
+    Args:
+      agrees: runs once after building, and says whether the kernel's results are right.
+      reference: the files of what it is compared with; it runs again when they change.
+      say: is told of the building, which takes seconds.
 
     Raises:
       UnavailableError: there is no compiler, it failed, or the results are wrong.
     """
-    library = _load()
-    tested = library.with_suffix(".tested")
-    if tested.exists():
-        return
-    if not agrees():
-        library.unlink(missing_ok=True)
-        raise UnavailableError("what the compiler built does not agree with the scan")
-    tested.touch()
+    try:
+        library = _load(say)
+        digest = _digest(*(path.read_text() for path in reference))
+        tested = library.with_suffix(f".{digest}.tested")
+        if tested.exists():
+            return
+        if not agrees():
+            raise UnavailableError("what the compiler built does not agree with the scan")
+        with contextlib.suppress(OSError):  # then it is tested again next time
+            tested.touch()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnavailableError(str(error)) from None
 
 
-@functools.cache
-def _load() -> Path:
+def _load(say: Callable[[str], None] = lambda line: None) -> Path:
     """Registers the handlers with jax; returns the library's path."""
-    library = _build()
+    if _loaded:
+        return _loaded[0][0]
+    library = _build(say)
     try:
         loaded = ctypes.CDLL(str(library))
     except OSError as error:
@@ -72,47 +84,59 @@ def _load() -> Path:
         )
     loaded.lstm_saved_size.restype = ctypes.c_int64
     loaded.lstm_saved_size.argtypes = [ctypes.c_int64] * 3
-    _sizes.append(loaded.lstm_saved_size)
+    _loaded.append((library, loaded.lstm_saved_size))
     return library
 
 
-_sizes: list[Callable[[int, int, int], int]] = []
+_loaded: list[tuple[Path, Callable[[int, int, int], int]]] = []
 
 
-def _build() -> Path:
+def _build(say: Callable[[str], None] = lambda line: None) -> Path:
     """Returns the compiled library, which appears in the cache folder whole or not at all."""
-    wanted = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [wanted] if wanted else COMPILERS)), None)
+    named = shlex.split(os.environ.get("CXX", ""))
+    choices = [named] if named else [[name] for name in COMPILERS]
+    compiler = next((words for words in choices if shutil.which(words[0])), None)
     if compiler is None:
         raise UnavailableError(
-            f"no C++ compiler {wanted or 'c++'} is found; install g++ or clang, or set CXX"
+            f"no C++ compiler {choices[0][0]} is found; install g++ or clang, or set CXX"
         )
     folder = default_cache_dir() / "kernels"
     library = folder / f"lstm_cpu-{_key(compiler)}.so"
     if library.exists():
         return library
+    say("building the native kernel, once")
     partial = library.with_suffix(f".{secrets.token_hex(4)}.partial")
-    command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(partial)]
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        done = _run([*command, str(partial)], timeout=300)
+        if done.returncode != 0:
+            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+            first = next((line for line in lines if "error" in line), lines[-1])
+            raise UnavailableError(f"{compiler[0]} failed: {first}")
         partial.replace(library)
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line]
-        raise UnavailableError(f"{compiler} failed: {''.join(lines[:1])}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"cannot write {library}: {error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return library
 
 
-def _key(compiler: str) -> str:
+def _run(command: Sequence[str], timeout: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env=os.environ | {"LC_ALL": "C"},
+    )
+
+
+def _key(compiler: Sequence[str]) -> str:
     """Returns a digest of all that the library depends on."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=False, timeout=60
-    ).stdout
-    return _digest(SOURCE.read_text(), *FLAGS, compiler, version, cpu_digest(), jax.__version__)
+    version = _run([*compiler, "--version"], timeout=60).stdout
+    versions = (version, jax.__version__, importlib.metadata.version("jaxlib"))
+    return _digest(SOURCE.read_text(), *FLAGS, *compiler, *versions, cpu_digest())
 
 
 def cpu_digest() -> str:
@@ -153,13 +177,14 @@ def lstm(
 def _forward(
     inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises, saved: int
 ) -> Any:
+    _load()
     steps, batch, _ = inputs.shape
-    states = biases.shape[1] // 2
-    shapes = ((steps, batch, states), (batch, states), (saved,))
+    states_size = biases.shape[1] // 2
+    shapes = ((steps, batch, states_size), (batch, states_size), (saved,))
     return _call("forward", shapes, (inputs, lengths.astype(jnp.int32), kernels, biases, noises))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
     """Returns the results of a handler, float32 arrays of these shapes."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -177,7 +202,7 @@ def _save(
 ) -> tuple[tuple[States, Query], Any]:
     _load()
     steps, batch, _ = inputs.shape
-    size = _sizes[0](steps, batch, biases.shape[1] // 4)
+    size = _loaded[0][1](steps, batch, biases.shape[1] // 4)
     given = (inputs, lengths, kernels, biases, noises)
     states, last, saved = _forward(*given, size)
     return (states, last), (*given, states, saved)
