@@ -167,6 +167,18 @@ def test_tensorboard_shows_each_number_once_even_where_steps_were_run_again(run)
     }
 
 
+def test_full_disk_under_tensorboard_is_one_line(run):
+    run.open_tensorboard()
+    run.rewind(6)
+    metrics = run.metrics_file.stat().st_size
+    while (size := next(run.tensorboard.iterdir()).stat().st_size) < 2 * metrics:
+        run._write_event(step=6)
+    with full_disk(size):
+        message = error_of(run.log, LINES[0] | {"step": 8})
+    assert message.startswith(f"cannot save {run.tensorboard}: File too large")
+    run.close()
+
+
 def events(data: bytes):
     """Yields TensorBoard's events: each is a length, a checksum, itself, a checksum."""
     while data:
