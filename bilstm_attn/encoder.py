@@ -37,8 +37,6 @@ class Bidirectional(nnx.Module):
         name: str,
         rngs: nnx.Rngs,
     ):
-        if backend == "native" and CELLS.get(config.cell, LSTM) not in NATIVE:
-            raise UserError(f"backend native runs no cell {config.cell!r}; use backend scan")
         self.backend: Backend = backend
         self.name = name  # of its streams of random numbers
         self.inputs_size = inputs_size
@@ -57,6 +55,8 @@ class Bidirectional(nnx.Module):
 
         self.forward = cell()
         self.backward = cell()
+        if backend == "native" and type(self.forward) not in NATIVE:
+            raise UserError(f"backend native runs no cell {config.cell!r}; use backend scan")
 
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
         """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""

@@ -113,6 +113,11 @@ def error_of(call: Callable, *arguments: object, **given: object) -> str:
     return message
 
 
+def error_reading(source: Source, split: str = "train") -> str:
+    """Returns the one line of the `UserError` that reading `source` must raise."""
+    return error_of(lambda: list(source.read(split)))
+
+
 def flip(path: Path, at: int) -> None:
     """Flips a bit of the byte at `at`."""
     data = bytearray(path.read_bytes())

@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 
 from bilstm_attn.benchmark.worker import make_params
+from bilstm_attn.metrics import sigmoid
 from bilstm_attn.terminal import Show
 from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Returns the logistic function."""
-    return 1 / (1 + np.exp(-x))
 
 
 def reference_logits(params: Params, batch: Batch) -> np.ndarray:

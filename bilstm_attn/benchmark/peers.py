@@ -31,9 +31,6 @@ class Peer(abc.ABC):
     The constructor may raise `ImportError`, where its library is not installed.
     """
 
-    what: ClassVar[str]
-    """What it does about padding."""
-
     @abc.abstractmethod
     def __init__(self, params: Params, batch: Batch):
         """Takes parameters in the shape of `Model.init`'s."""
@@ -50,7 +47,6 @@ class Peer(abc.ABC):
 class Ours(Peer):
     """This package, over as many CPU devices as share the batch in training."""
 
-    what = "masked"
     backend: ClassVar[Backend]
 
     def __init__(self, params: Params, batch: Batch):
@@ -132,8 +128,6 @@ class _FlaxModel(nnx.Module):
 class Flax(Peer):
     """`flax.nnx.RNN`, with `nnx.jit` and `nnx.Optimizer`."""
 
-    what = "masked"
-
     def __init__(self, params: Params, batch: Batch):
         self._model = _FlaxModel(nnx.Rngs(0))
         self._fill(params)
@@ -185,7 +179,6 @@ class Flax(Peer):
 class KerasOnJax(Peer):
     """The tutorial's Keras model as it stands: padded in front, padding read and attended to."""
 
-    what = "padding is read"
     backend: ClassVar[str] = "jax"
 
     def __init__(self, params: Params, batch: Batch):
