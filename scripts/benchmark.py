@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from tyro.conf import arg
@@ -18,15 +18,21 @@ class Arguments:
     """The command line."""
 
     dataset: str = "movie_reviews"
-    """Whose training reviews make the batch: imdb or movie_reviews."""
+    """Whose training reviews make the batches: imdb or movie_reviews."""
     peers: tuple[str, ...] = ()
     """Implementations to time, by a part of their names; none given: all."""
     batch_size: int = 256
     """Reviews in the batch, padded to 500 tokens."""
+    lengths: Literal["all", "full"] = "all"
+    """Take reviews of all lengths, or those of 500 tokens or more alone."""
     rounds: int = 7
     """Timed calls of each, interleaved."""
+    epoch_steps: int = 7
+    """Steps of a real epoch that are timed, to say how long all of it takes; 0 leaves it out."""
     quick: bool = False
-    """Three rounds instead."""
+    """Three rounds, no epoch, no second start, no torch packed: about two minutes."""
+    grow: bool = False
+    """Time training steps at other lengths, batches, sizes and numbers of devices instead."""
     out: Path | None = None
     """Where to write every measurement, as JSON."""
     places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
@@ -38,34 +44,67 @@ def main(arguments: list[str]) -> int:
         Arguments,
         arguments,
         program="scripts/benchmark.py",
-        description="Times a training step and inference on one batch of real reviews: ours and "
-        "others', each in a process of its own, interleaved, with the same memory settings, and "
-        "each one's largest error against a float64 loop beside its time.",
+        description="Times training and inference on real reviews: ours and others', each in a "
+        "process of its own, interleaved, with the same memory settings, and each one's largest "
+        "error against a float64 loop beside its time.",
     )
     require(parsed.rounds > 0, f"--rounds must be above 0, got {parsed.rounds}")
     require(parsed.batch_size > 0, f"--batch-size must be above 0, got {parsed.batch_size}")
+    require(parsed.epoch_steps >= 0, f"--epoch-steps must be at least 0, got {parsed.epoch_steps}")
     from bilstm_attn.benchmark import compare  # after parsing: jax takes seconds to import
     from bilstm_attn.benchmark.peers import PEERS
-    from bilstm_attn.data.batches import count_vocabulary, plan_epoch, read_batch, select_examples
+    from bilstm_attn.benchmark.worker import Work
+    from bilstm_attn.data.batches import (
+        BatchPlan,
+        count_vocabulary,
+        plan_epoch,
+        read_batch,
+        select_examples,
+    )
 
     wanted = parsed.peers or ("",)
     names = [name for name in PEERS if any(part in name for part in wanted)]
     require(bool(names), f"--peers must be parts of {', '.join(PEERS)}; got {parsed.peers}")
+    if parsed.quick:
+        names = [name for name in names if name != "torch packed"]
     show = Show()
     tokens = prepare_tokens(parsed.dataset, parsed.places, show)
-    split, data = tokens.split("train"), DataConfig(batch_size=parsed.batch_size, bucket_edges=())
-    rows = np.arange(len(split.labels))
-    vocabulary = count_vocabulary(split, rows, tokens.lexicon(), data.vocabulary_size)
-    examples = select_examples(split, rows, vocabulary, tokens.lexicon(), data.max_tokens)
-    (batch,) = read_batch(examples, plan_epoch(examples.lengths, data, 0, 0)[0], data)
-    records = compare.compare(names, batch, 3 if parsed.quick else parsed.rounds, show)
+    split, rows = tokens.split("train"), np.arange(len(tokens.split("train").labels))
+    vocabulary = count_vocabulary(split, rows, tokens.lexicon(), DataConfig().vocabulary_size)
+
+    def make_work(reviews: int, steps: int, epoch_steps: int = 0) -> Work:
+        chosen = rows if parsed.lengths == "all" else rows[split.counts + 1 >= steps]
+        examples = select_examples(split, chosen, vocabulary, tokens.lexicon(), steps)
+        flat = DataConfig(batch_size=reviews, max_tokens=steps, bucket_edges=())
+        (batch,) = read_batch(examples, plan_epoch(examples.lengths, flat, 0, 0)[0], flat)
+        median = np.argsort(examples.lengths, kind="stable")[len(chosen) // 2]
+        length = int(examples.lengths[median])
+        single = DataConfig(batch_size=1, max_tokens=length, bucket_edges=())
+        (one,) = read_batch(examples, BatchPlan(np.array([median]), (length,)), single)
+        grouped = dataclasses.replace(DataConfig(), batch_size=reviews, max_tokens=steps)
+        plans = plan_epoch(examples.lengths, grouped, 0, 0)[:epoch_steps]
+        return Work(batch, one, [read_batch(examples, plan, grouped) for plan in plans])
+
+    if parsed.grow:
+        records = compare.grow(names, make_work, show, rounds=2)
+        show.say(compare.growth_table(records))
+    else:
+        work = make_work(
+            parsed.batch_size, DataConfig().max_tokens, 0 if parsed.quick else parsed.epoch_steps
+        )
+        show.say(
+            f"{len(work.batch.length)} reviews padded to {work.batch.tokens.shape[1]}, "
+            f"{int(work.batch.length.sum()):,} tokens of their own; one review of "
+            f"{int(work.one.length[0])}; an epoch of {len(rows):,} reviews, by {len(work.epoch)} "
+            "steps of it"
+        )
+        rounds, starts = (3, 1) if parsed.quick else (parsed.rounds, 2)
+        records = compare.compare(names, work, show, rounds=rounds, starts=starts)
+        steps_an_epoch = -(-len(rows) // parsed.batch_size)
+        show.say(compare.table(records, steps_an_epoch / max(len(work.epoch), 1)))
+        show.say(compare.share_of_peak(records, work))
     if parsed.out:
         parsed.out.write_text(json.dumps(records))
-    show.say(
-        f"{len(batch.length)} reviews padded to {data.max_tokens}, {int(batch.length.sum()):,} "
-        "tokens of their own"
-    )
-    show.say(compare.table(records))
     return 0
 
 

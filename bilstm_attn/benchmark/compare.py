@@ -1,4 +1,4 @@
-"""Interleaved rounds over all implementations, and the table of their medians."""
+"""Interleaved rounds over all implementations, and the tables of their medians."""
 
 import contextlib
 import json
@@ -7,18 +7,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bilstm_attn.benchmark.worker import make_params
+from bilstm_attn.benchmark.worker import Work, make_params, save_work
+from bilstm_attn.config import ModelConfig
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.terminal import Show
 from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
+SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed once, on one step
+SINGLE = 5  # single reviews a round
 
 
 def reference_logits(params: Params, batch: Batch) -> np.ndarray:
@@ -64,95 +68,252 @@ def _walk(
 class Worker:
     """An implementation in a process of its own."""
 
-    def __init__(self, name: str, batch_file: Path):
-        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        command = [sys.executable, "-m", "bilstm_attn.benchmark.worker", name, str(batch_file)]
-        self.process = subprocess.Popen(
+    def __init__(self, name: str, file: Path, caches: Path, hidden_size: int, devices: int | None):
+        places = {"XDG_CACHE_HOME": str(caches), "JAX_COMPILATION_CACHE_DIR": str(caches / "jax")}
+        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | places
+        setting = (str(hidden_size), str(devices or 0))
+        command = [sys.executable, "-m", "bilstm_attn.benchmark.worker", name, str(file), *setting]
+        self._begun = time.perf_counter()
+        self._process = subprocess.Popen(
             command, stdin=-1, stdout=-1, stderr=-3, text=True, env=environment
         )
-        self.name, self.made = name, self._read()
+        self.name, self.slow = name, False
+        self.missing: str | None = self._read().get("missing")
 
-    def ask(self, command: str) -> Record:
-        """Returns what the worker measured while it ran `command`."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        return self._read()
+    def ask(self, command: str, number: int = 0) -> Record:
+        """Returns what the worker measured while it ran `command`; `number` is the round."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its process has ended: the answer says so
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        return {"peer": self.name, "command": command, "round": number} | self._read()
+
+    def take_first_step(self, number: int) -> Record:
+        """Returns the seconds since the process began."""
+        record: Record = self.ask("train", number) | {"command": "start"}
+        if "missing" in record:
+            self.missing = record["missing"]
+            return record
+        self.slow = record["seconds"] > SLOW
+        return record | {"seconds": time.perf_counter() - self._begun}
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
 
     def _read(self) -> Record:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"peer": self.name, "missing": "its process ended"}
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"missing": "its process ended"}
 
 
 @contextlib.contextmanager
-def start(names: Sequence[str], batch: Batch, show: Show) -> Iterator[list[Worker]]:
-    """Yields the workers that started; ends them all."""
+def start(
+    names: Sequence[str],
+    work: Work,
+    show: Show,
+    *,
+    starts: int = 1,
+    hidden_size: int = ModelConfig().hidden_size,
+    devices: int | None = None,
+) -> Iterator[tuple[list[Worker], list[Record]]]:
+    """Yields the workers that took their first step, and the records of that; ends them all.
+
+    Each has caches of its own. Of several starts the first finds them empty, the others what it
+    left there.
+    """
     workers: list[Worker] = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "batch.npz"
-        arrays: dict[str, Any] = {name: np.asarray(part) for name, part in batch._asdict().items()}
-        np.savez(file, **arrays)
-        try:
-            for name in names:
-                workers.append(Worker(name, file))
-                if "missing" in workers[-1].made:
-                    show.say(f"{name}: unmeasured ({workers[-1].made['missing']})")
-            yield [worker for worker in workers if "missing" not in worker.made]
-        finally:
-            for worker in workers:
-                worker.process.kill()
-                worker.process.communicate()
+    records: list[Record] = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        save_work(folder / "work.npz", work)
+        for name in names:
+            for number in range(starts):
+                caches = folder / name.replace(" ", "-")
+                worker = Worker(name, folder / "work.npz", caches, hidden_size, devices)
+                stack.callback(worker.end)
+                if worker.missing is None:
+                    records.append(worker.take_first_step(number))
+                if worker.missing is not None:
+                    show.say(f"{name}: unmeasured ({worker.missing})")
+                    break
+                if number + 1 < starts:
+                    worker.end()
+                else:
+                    workers.append(worker)
+        yield workers, [record for record in records if "missing" not in record]
 
 
-def compare(names: Sequence[str], batch: Batch, rounds: int, show: Show) -> list[Record]:
-    """Returns a record of every timed call: `rounds` rounds over all, after a first call each."""
-    expected = reference_logits(make_params(), batch)
-    records = []
-    with start(names, batch, show) as workers, show.bar("rounds", rounds + 1, 0) as bar:
-        for number in range(rounds + 1):
-            for command in ("logits", "train"):
+def compare(
+    names: Sequence[str], work: Work, show: Show, *, rounds: int, starts: int
+) -> list[Record]:
+    """Returns a record of every timed call.
+
+    After the starts and a first call of each kind, the implementations take turns: in a round each
+    takes a training step, then each an inference, and so on. The steps of an epoch come last.
+    """
+    expected = reference_logits(make_params(ModelConfig()), work.batch)
+    with start(names, work, show, starts=starts) as (workers, records):
+
+        def ask(worker: Worker, command: str, number: int) -> None:
+            record = worker.ask(command, number)
+            logits = record.pop("logits", None)
+            if command == "logits" and logits:
+                record["error"] = float(np.abs(np.array(logits) - expected).max())
+            if "missing" not in record:
+                records.append(record)
+
+        with show.bar("rounds", rounds + 1, 0) as bar:
+            for number in range(rounds + 1):
+                for command in ("train", "logits", "layers", *["one"] * SINGLE):
+                    for worker in workers:
+                        if not worker.slow or number <= 1:
+                            ask(worker, command, number)
+                records.append(multiply(number))
+                bar.advance(1)
+        with show.bar("epoch", 2 * len(workers), 0) as bar:
+            for number in range(2 if work.epoch else 0):
                 for worker in workers:
-                    record = worker.ask(command) | {"round": number}
-                    logits = record.pop("logits", None)
-                    if logits is not None and number == 0:  # before the parameters move
-                        record["error"] = float(np.abs(np.array(logits) - expected).max())
-                    records.append(record)
-            bar.advance(1)
+                    if not worker.slow:
+                        ask(worker, "epoch", number)
+                    bar.advance(1)
     return records
 
 
-def table(records: Sequence[Record]) -> str:
-    """Returns a Markdown table: medians over the rounds after the first call, with their range."""
-    lines = [
-        "| | training step, s | inference, s | first step, s | error | faults a step | peak MiB |",
-        "|---|---|---|---|---|---|---|",
+def multiply(number: int) -> Record:
+    """Times NumPy's product of two matrices, the yardstick of this machine's arithmetic."""
+    size = 2048
+    matrix = np.ones((size, size), np.float32)
+    begun = time.perf_counter()
+    np.matmul(matrix, matrix)
+    seconds = time.perf_counter() - begun
+    return {
+        "peer": "numpy",
+        "command": "product",
+        "round": number,
+        "seconds": seconds,
+        "gflops": 2e-9 * size**3 / seconds,
+    }
+
+
+def values_of(
+    records: Sequence[Record], peer: str, command: str, field: str = "seconds", *, first: int = 1
+) -> list[float]:
+    """Returns a field of an implementation's records, from round `first` on."""
+    return [
+        record[field]
+        for record in records
+        if (record["peer"], record["command"]) == (peer, command) and record["round"] >= first
     ]
-    for name in dict.fromkeys(record["peer"] for record in records):
-        own = [record for record in records if record["peer"] == name]
-        times = {
-            command: [
-                record["seconds"]
-                for record in own
-                if record["command"] == command and record["round"] > 0
-            ]
-            for command in ("train", "logits")
-        }
-        first = next(record for record in own if record["command"] == "train")
-        steps = [record for record in own if record["command"] == "train" and record["round"] > 0]
-        error = max(record["error"] for record in own if "error" in record)
-        faults = statistics.median(record["faults"] for record in steps)
+
+
+def table(records: Sequence[Record], steps_an_epoch: float) -> str:
+    """Returns a Markdown table: medians over the rounds after the first call, with their range.
+
+    `steps_an_epoch` is by how much an epoch is longer than the steps of it that were timed.
+    """
+    lines = [
+        "| | training step, s | inference, s | an epoch, s: warm, compiling | one review, ms | "
+        "start to first step, s: cold, cached | error | faults a step | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(record["peer"] for record in records if "error" in record):
+        epochs = values_of(records, name, "epoch", first=0)
+        if len(epochs) == 2:  # the first one compiled
+            warm = steps_an_epoch * epochs[1]
+            epochs = [warm, warm + max(epochs[0] - epochs[1], 0)]
         cells = [
             name,
-            *(_spread(times[command]) for command in ("train", "logits")),
-            f"{first['seconds']:.1f}",
-            f"{error:.0e}",
-            f"{faults:,.0f}",
-            f"{max(record['peak_mib'] for record in own):,.0f}",
+            _spread(values_of(records, name, "train")),
+            _spread(values_of(records, name, "logits")),
+            ", ".join(f"{seconds:.0f}" for seconds in epochs) or "–",
+            _median([1e3 * seconds for seconds in values_of(records, name, "one")], ".1f"),
+            ", ".join(f"{s:.1f}" for s in values_of(records, name, "start", first=0)),
+            f"{max(values_of(records, name, 'logits', 'error', first=0)):.0e}",
+            _median(values_of(records, name, "train", "faults"), ",.0f"),
+            f"{max(r['peak_mib'] for r in records if r['peer'] == name):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _median(values: Sequence[float], format_: str) -> str:
+    return format(statistics.median(values), format_) if values else "–"
+
+
 def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "–"
     return f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"
+
+
+def share_of_peak(records: Sequence[Record], work: Work) -> str:
+    """Returns lines that say how much of the machine's arithmetic our recurrent layers use.
+
+    Counted are the products over the reviews' own tokens, once forward and twice backward.
+    """
+    config = ModelConfig()
+    peak = max(record["gflops"] for record in records if record["command"] == "product")
+    rows = [size + config.hidden_size for size in (config.embedding_size, config.states_size)]
+    tokens, gates = int(np.sum(work.batch.length)), 4 * config.hidden_size
+    gflop = 3 * 2e-9 * 2 * tokens * sum(rows) * gates  # two directions
+    lines = [f"a product of two matrices in NumPy: {peak:.0f} GFLOP/s at best"]
+    for name in dict.fromkeys(r["peer"] for r in records if r["command"] == "layers"):
+        seconds = statistics.median(values_of(records, name, "layers"))
+        lines.append(
+            f"{name}: the recurrent layers forward and backward {seconds:.3f} s, {gflop:.1f} GFLOP "
+            f"on own tokens, {100 * gflop / seconds / peak:.0f} % of that"
+        )
+    return "\n".join(lines)
+
+
+def grow(
+    names: Sequence[str], make_work: Callable[[int, int], Work], show: Show, *, rounds: int
+) -> list[Record]:
+    """Returns a record of every training step as one thing at a time grows.
+
+    `make_work` takes the batch's reviews and the tokens that they are padded to.
+    """
+    base = {"tokens": 250, "reviews": 128, "hidden": 64, "devices": 0}
+    settings = [base | {field: value} for field, values in GROWTH.items() for value in values]
+    records = []
+    with show.bar("settings", len(settings), 0) as bar:
+        for setting in settings:
+            work = make_work(setting["reviews"], setting["tokens"])
+            sizes: Any = {
+                "hidden_size": setting["hidden"],
+                "devices": setting["devices"] or None,
+            }
+            with start(names, work, show, **sizes) as (workers, _):
+                for number in range(rounds + 1):
+                    for worker in workers:
+                        record = worker.ask("train", number) | {"setting": setting}
+                        records += [record] if "missing" not in record else []
+            bar.advance(1)
+    return records
+
+
+GROWTH = {
+    "tokens": (125, 250, 500, 1000),
+    "reviews": (64, 128, 256, 512),
+    "hidden": (32, 64, 128, 256),
+    "devices": (1, 2),
+}
+
+
+def growth_table(records: Sequence[Record]) -> str:
+    """Returns a Markdown table: the median seconds of a training step in each setting."""
+    settings = {json.dumps(record["setting"]): record["setting"] for record in records}
+    names = list(dict.fromkeys(record["peer"] for record in records))
+    lines = [
+        f"| tokens | reviews | hidden | devices | {' | '.join(names)} |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for key, setting in settings.items():
+        own = [record for record in records if json.dumps(record["setting"]) == key]
+        times = [_median(values_of(own, name, "train"), ".3f") for name in names]
+        devices = setting["devices"] or "all"
+        sizes = (setting["tokens"], setting["reviews"], setting["hidden"], devices)
+        lines.append(f"| {' | '.join([*map(str, sizes), *times])} |")
+    return "\n".join(lines)

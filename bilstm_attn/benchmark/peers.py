@@ -1,47 +1,80 @@
-"""Implementations of the tutorial's model, each on one batch. Another is one class and one line."""
+"""Implementations of the tutorial's model. Another is one class and one line in `PEERS`."""
 
 import abc
 import importlib
 import os
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import lax
 
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
-from bilstm_attn.encoder import prepare_native
+from bilstm_attn.encoder import Encoder, prepare_native
 from bilstm_attn.evaluate import make_logits_step
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import CrossEntropy
 from bilstm_attn.optim import make_optimizer
-from bilstm_attn.sharding import make_mesh, place_rows, place_whole
+from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
 from bilstm_attn.train import TrainState, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Params
 
 VOCABULARY = 10_000
-CONFIG = ModelConfig()
+
+
+class Setting(NamedTuple):
+    """What else an implementation is made for."""
+
+    config: ModelConfig
+    rows: int  # divides the rows of every batch
+    devices: int | None  # devices or threads; None is all
 
 
 class Peer(abc.ABC):
-    """The model with given parameters on one batch. Public methods return when their work is done.
+    """The model with given parameters. Public methods return when their work is done.
 
     The constructor may raise `ImportError`, where its library is not installed.
     """
 
     @abc.abstractmethod
-    def __init__(self, params: Params, batch: Batch):
+    def __init__(self, params: Params, setting: Setting):
         """Takes parameters in the shape of `Model.init`'s."""
 
     @abc.abstractmethod
-    def logits(self) -> np.ndarray:
+    def fill(self, params: Params) -> None:
+        """Sets the parameters of `logits`."""
+
+    @abc.abstractmethod
+    def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logit of each review `[b]`, without dropout."""
 
     @abc.abstractmethod
-    def train(self) -> None:
+    def train(self, batch: Batch) -> None:
         """Takes a step of Adam with dropout."""
+
+    def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
+        """Takes a step on each batch of an epoch, as its users would; here padded as a whole."""
+        for groups in batches:
+            self.train(join(groups))
+
+    def layers(self, batch: Batch) -> None:
+        """Runs the recurrent layers alone, with dropout, forward and backward."""
+        raise NotImplementedError
+
+
+def join(groups: Sequence[Batch]) -> Batch:
+    """Returns one batch of the groups' rows, padded to the longest."""
+    steps = max(group.tokens.shape[1] for group in groups)
+    parts: Any = [
+        group._replace(tokens=np.pad(group.tokens, ((0, 0), (0, steps - group.tokens.shape[1]))))
+        for group in groups
+    ]
+    on_host: Any = [np.concatenate(field) for field in zip(*parts, strict=True)]
+    return Batch(*on_host)
 
 
 class Ours(Peer):
@@ -49,26 +82,70 @@ class Ours(Peer):
 
     backend: ClassVar[Backend]
 
-    def __init__(self, params: Params, batch: Batch):
-        mesh = make_mesh(len(batch.length))
+    def __init__(self, params: Params, setting: Setting):
+        self._mesh = make_mesh(setting.rows, setting.devices)
+        self._alone = make_mesh(1, 1)
         if self.backend == "native":
             prepare_native()
-        model = Model(CONFIG, VOCABULARY, self.backend)
+        model = Model(setting.config, VOCABULARY, self.backend)
         optimizer = make_optimizer(OptimConfig(), steps=100)
-        self._step = make_train_step(model, CrossEntropy(), optimizer, mesh)
-        self._logits = make_logits_step(model, mesh)
+        self._step = make_train_step(model, CrossEntropy(), optimizer, self._mesh)
+        self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
         state = TrainState(jnp.int32(0), params, optimizer.init(params), zero_sums())
-        self._state = place_whole(jax.tree.map(jnp.array, state), mesh)
-        self._params, self._batch = place_whole(params, mesh), place_rows(batch, mesh)
+        self._state = place_whole(jax.tree.map(jnp.array, state), self._mesh)
+        self._layers = self._make_layers(setting.config)
+        self.fill(params)
 
-    def logits(self) -> np.ndarray:
+    def fill(self, params: Params) -> None:
+        """Places them on the devices."""
+        self._params = {mesh: place_whole(params, mesh) for mesh in (self._mesh, self._alone)}
+
+    def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits."""
-        return np.asarray(self._logits(self._params, self._batch))
+        mesh = self._alone if len(batch.length) == 1 else self._mesh
+        return np.asarray(self._logits[mesh](self._params[mesh], place_rows(batch, mesh)))
 
-    def train(self) -> None:
+    def train(self, batch: Batch) -> None:
         """Takes a step."""
-        self._state, _ = self._step(self._state, (self._batch,), jax.random.key(0))
+        self._take_step((batch,))
+
+    def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
+        """Takes a step on each batch, in its groups, as `scripts/train.py` does."""
+        for groups in batches:
+            self._take_step(groups)
+
+    def _take_step(self, groups: tuple[Batch, ...]) -> None:
+        placed = place_rows(groups, self._mesh)
+        self._state, _ = self._step(self._state, placed, jax.random.key(0))
         jax.block_until_ready(self._state)
+
+    def layers(self, batch: Batch) -> None:
+        """Differentiates a sum over the states, in the layers' parameters and inputs."""
+        keys = jax.random.split(jax.random.key(0), len(batch.length))
+        given = place_rows((batch, keys), self._mesh)
+        jax.block_until_ready(self._layers(self._params[self._mesh], *given))
+
+    def _make_layers(self, config: ModelConfig) -> Any:
+        graph, _ = nnx.split(Encoder(config, self.backend, rngs=nnx.Rngs(0)))
+
+        def of_rows(params: Params, batch: Batch, keys: Any) -> Any:
+            def total(encoder: Params, inputs: Any) -> Any:
+                states, last = nnx.merge(graph, encoder)(inputs, batch.length, keys)
+                return states.sum() + last.sum()
+
+            inputs = params["embedding"][batch.tokens.T]
+            of_params, of_inputs = jax.grad(total, (0, 1))(params["encoder"], inputs)
+            return lax.psum((of_params, jnp.square(of_inputs).sum()), AXIS)
+
+        return jax.jit(
+            jax.shard_map(
+                of_rows,
+                mesh=self._mesh,
+                in_specs=(WHOLE, ROWS, ROWS),
+                out_specs=WHOLE,
+                check_vma=False,
+            )
+        )
 
 
 class Native(Ours):
@@ -92,25 +169,25 @@ class Plain(Ours):
 class _FlaxModel(nnx.Module):
     """As a user of Flax writes it: `nnx.RNN` twice a layer, the library's cells and layers."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         def rnn(inputs: int, *, reverse: bool) -> nnx.RNN:
-            cell = nnx.OptimizedLSTMCell(inputs, CONFIG.hidden_size, rngs=rngs)
+            cell = nnx.OptimizedLSTMCell(inputs, config.hidden_size, rngs=rngs)
             return nnx.RNN(cell, return_carry=True, reverse=reverse, keep_order=True)
 
-        sizes = (CONFIG.embedding_size, CONFIG.states_size)
-        self.embedding = nnx.Embed(VOCABULARY, CONFIG.embedding_size, rngs=rngs)
+        sizes = (config.embedding_size, config.states_size)
+        self.embedding = nnx.Embed(VOCABULARY, config.embedding_size, rngs=rngs)
         self.layers = nnx.List(
             [nnx.List([rnn(size, reverse=way) for way in (False, True)]) for size in sizes]
         )
-        self.noise = nnx.Dropout(CONFIG.input_dropout, broadcast_dims=(1,), rngs=rngs)
-        self.of_states = nnx.Linear(CONFIG.states_size, CONFIG.attention_size, rngs=rngs)
+        self.noise = nnx.Dropout(config.input_dropout, broadcast_dims=(1,), rngs=rngs)
+        self.of_states = nnx.Linear(config.states_size, config.attention_size, rngs=rngs)
         self.of_query = nnx.Linear(
-            CONFIG.states_size, CONFIG.attention_size, use_bias=False, rngs=rngs
+            config.states_size, config.attention_size, use_bias=False, rngs=rngs
         )
-        self.vector = nnx.Linear(CONFIG.attention_size, 1, use_bias=False, rngs=rngs)
-        self.dense = nnx.Linear(CONFIG.states_size, CONFIG.dense_size, rngs=rngs)
-        self.head_noise = nnx.Dropout(CONFIG.head_dropout, rngs=rngs)
-        self.logit = nnx.Linear(CONFIG.dense_size, 1, rngs=rngs)
+        self.vector = nnx.Linear(config.attention_size, 1, use_bias=False, rngs=rngs)
+        self.dense = nnx.Linear(config.states_size, config.dense_size, rngs=rngs)
+        self.head_noise = nnx.Dropout(config.head_dropout, rngs=rngs)
+        self.logit = nnx.Linear(config.dense_size, 1, rngs=rngs)
 
     def __call__(self, tokens: Any, lengths: Any) -> Any:
         x, last = self.embedding(tokens), jnp.zeros(0)
@@ -128,11 +205,10 @@ class _FlaxModel(nnx.Module):
 class Flax(Peer):
     """`flax.nnx.RNN`, with `nnx.jit` and `nnx.Optimizer`."""
 
-    def __init__(self, params: Params, batch: Batch):
-        self._model = _FlaxModel(nnx.Rngs(0))
-        self._fill(params)
+    def __init__(self, params: Params, setting: Setting):
+        self._model = _FlaxModel(setting.config, nnx.Rngs(0))
+        self.fill(params)
         self._optimizer = nnx.Optimizer(self._model, optax.adam(1e-3), wrt=nnx.Param)
-        self._batch = jax.tree.map(jnp.asarray, batch)
 
         @nnx.jit
         def step(model: Any, optimizer: Any, batch: Any) -> None:
@@ -145,7 +221,8 @@ class Flax(Peer):
         self._step = step
         self._logits = nnx.jit(lambda model, batch: model(batch.tokens, batch.length))
 
-    def _fill(self, params: Params) -> None:
+    def fill(self, params: Params) -> None:
+        """Copies them into the module's."""
         model: Any = self._model
         attention = params["attention"]
         model.embedding.embedding[...] = params["embedding"]
@@ -164,15 +241,15 @@ class Flax(Peer):
             getattr(model, name).kernel[...] = params[name]["kernel"]
             getattr(model, name).bias[...] = params[name]["bias"]
 
-    def logits(self) -> np.ndarray:
+    def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits."""
         self._model.eval()
-        return np.asarray(self._logits(self._model, self._batch))
+        return np.asarray(self._logits(self._model, batch))
 
-    def train(self) -> None:
+    def train(self, batch: Batch) -> None:
         """Takes a step."""
         self._model.train()
-        self._step(self._model, self._optimizer, self._batch)
+        self._step(self._model, self._optimizer, batch)
         jax.block_until_ready(nnx.state(self._model))
 
 
@@ -181,7 +258,8 @@ class KerasOnJax(Peer):
 
     backend: ClassVar[str] = "jax"
 
-    def __init__(self, params: Params, batch: Batch):
+    def __init__(self, params: Params, setting: Setting):
+        config = setting.config
         os.environ["KERAS_BACKEND"] = self.backend
         keras: Any = importlib.import_module("keras")
         layers, ops = keras.layers, keras.ops
@@ -189,8 +267,8 @@ class KerasOnJax(Peer):
         class Attention(layers.Layer):
             def __init__(self) -> None:
                 super().__init__()
-                self.of_states = layers.Dense(CONFIG.attention_size)
-                self.of_query = layers.Dense(CONFIG.attention_size)
+                self.of_states = layers.Dense(config.attention_size)
+                self.of_query = layers.Dense(config.attention_size)
                 self.vector = layers.Dense(1)
 
             def call(self, states: Any, query: Any) -> Any:
@@ -199,27 +277,23 @@ class KerasOnJax(Peer):
 
         def both_ways(**more: Any) -> Any:
             lstm = layers.LSTM(
-                CONFIG.hidden_size, dropout=CONFIG.input_dropout, return_sequences=True, **more
+                config.hidden_size, dropout=config.input_dropout, return_sequences=True, **more
             )
             return layers.Bidirectional(lstm)
 
-        read = layers.Input((batch.tokens.shape[1],), dtype="int32")
-        states = both_ways()(layers.Embedding(VOCABULARY, CONFIG.embedding_size)(read))
+        read = layers.Input((None,), dtype="int32")
+        states = both_ways()(layers.Embedding(VOCABULARY, config.embedding_size)(read))
         states, forward, _, backward, _ = both_ways(return_state=True)(states)
         context = Attention()(states, layers.Concatenate()([forward, backward]))
-        units = layers.Dense(CONFIG.dense_size, activation="relu")(context)
-        answer = layers.Dense(1)(layers.Dropout(CONFIG.head_dropout)(units))
+        units = layers.Dense(config.dense_size, activation="relu")(context)
+        answer = layers.Dense(1)(layers.Dropout(config.head_dropout)(units))
         self._model = keras.Model(read, answer)
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
         self._model.compile("adam", loss)
-        tokens, lengths = np.asarray(batch.tokens), np.asarray(batch.length)
-        self._tokens = np.zeros_like(tokens)
-        for row, length in enumerate(lengths):
-            self._tokens[row, tokens.shape[1] - length :] = tokens[row, :length]
-        self._labels = np.asarray(batch.label, np.float32)[:, None]
-        self._fill(params)
+        self.fill(params)
 
-    def _fill(self, params: Params) -> None:
+    def fill(self, params: Params) -> None:
+        """Copies them in the order in which Keras lists them."""
         ways = [
             part
             for layer in params["encoder"]["layers"].values()
@@ -231,25 +305,140 @@ class KerasOnJax(Peer):
             )
         ]
         ours = params["attention"]
-        no_bias = np.zeros(CONFIG.attention_size)
+        no_bias = np.zeros_like(ours["bias"])
         attention = (ours["states_kernel"], ours["bias"], ours["query_kernel"], no_bias)
         head = [params[name][part] for name in ("dense", "logit") for part in ("kernel", "bias")]
         values = [params["embedding"], *ways, *attention, ours["vector"], np.zeros(1), *head]
         self._model.set_weights([np.asarray(value) for value in values])
 
-    def logits(self) -> np.ndarray:
+    def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits."""
-        return np.asarray(self._model.predict_on_batch(self._tokens))[:, 0]
+        return np.asarray(self._model.predict_on_batch(pad_in_front(batch)))[:, 0]
 
-    def train(self) -> None:
+    def train(self, batch: Batch) -> None:
         """Takes a step."""
-        float(self._model.train_on_batch(self._tokens, self._labels))
+        labels = np.asarray(batch.label, np.float32)[:, None]
+        float(self._model.train_on_batch(pad_in_front(batch), labels))
+
+
+def pad_in_front(batch: Batch) -> np.ndarray:
+    """Returns the tokens as Keras pads them: each review at the end of its row."""
+    tokens, steps = np.asarray(batch.tokens), batch.tokens.shape[1]
+    places = np.arange(steps)[None] - (steps - np.asarray(batch.length))[:, None]
+    own = np.take_along_axis(tokens, np.maximum(places, 0), axis=1)
+    return np.where(places >= 0, own, 0)
 
 
 class KerasOnTensorFlow(KerasOnJax):
     """The same on TensorFlow."""
 
     backend = "tensorflow"
+
+
+class TorchPadded(Peer):
+    """`torch.nn.LSTM` on the padded batch: it knows no mask, and reads back from the padding.
+
+    One dropout mask a layer, for both directions; the attention has a mask.
+    """
+
+    packed: ClassVar[bool] = False
+
+    def __init__(self, params: Params, setting: Setting):
+        config = setting.config
+        self._torch = torch = importlib.import_module("torch")
+        if setting.devices is not None:
+            torch.set_num_threads(setting.devices)
+        nn, packing, packed = torch.nn, importlib.import_module("torch.nn.utils.rnn"), self.packed
+
+        class Module(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.embedding = nn.Embedding(VOCABULARY, config.embedding_size)
+                sizes = (config.embedding_size, config.states_size)
+                self.layers = nn.ModuleList(
+                    nn.LSTM(size, config.hidden_size, batch_first=True, bidirectional=True)
+                    for size in sizes
+                )
+                self.of_states = nn.Linear(config.states_size, config.attention_size)
+                self.of_query = nn.Linear(config.states_size, config.attention_size, bias=False)
+                self.vector = nn.Linear(config.attention_size, 1, bias=False)
+                self.dense = nn.Linear(config.states_size, config.dense_size)
+                self.noise = nn.Dropout(config.input_dropout)
+                self.head_noise = nn.Dropout(config.head_dropout)
+                self.logit = nn.Linear(config.dense_size, 1)
+
+            def forward(self, tokens: Any, lengths: Any) -> Any:
+                x, steps, last = self.embedding(tokens), tokens.shape[1], None
+                for lstm in self.layers:
+                    x = x * self.noise(torch.ones_like(x[:, :1]))
+                    if packed:
+                        x = packing.pack_padded_sequence(
+                            x, lengths, batch_first=True, enforce_sorted=False
+                        )
+                    x, (last, _) = lstm(x)
+                    if packed:
+                        x, _ = packing.pad_packed_sequence(x, batch_first=True, total_length=steps)
+                assert last is not None
+                query = torch.cat([last[0], last[1]], dim=-1)
+                units = torch.tanh(self.of_states(x) + self.of_query(query)[:, None])
+                mask = torch.arange(steps)[None] < lengths[:, None]
+                scores = self.vector(units)[..., 0].masked_fill(~mask, -1e9)
+                context = (torch.softmax(scores, dim=1)[..., None] * x).sum(dim=1)
+                return self.logit(self.head_noise(torch.relu(self.dense(context))))[:, 0]
+
+        self._model: Any = Module()
+        self.fill(params)
+        self._optimizer = torch.optim.Adam(self._model.parameters())
+
+    def fill(self, params: Params) -> None:
+        """Copies them into the module's, whose matrices are transposed."""
+        attention = params["attention"]
+        values = {
+            "embedding.weight": params["embedding"],
+            "of_states.weight": attention["states_kernel"].T,
+            "of_states.bias": attention["bias"],
+            "of_query.weight": attention["query_kernel"].T,
+            "vector.weight": attention["vector"].T,
+        }
+        for name in ("dense", "logit"):
+            values[f"{name}.weight"] = params[name]["kernel"].T
+            values[f"{name}.bias"] = params[name]["bias"]
+        for depth, layer in enumerate(params["encoder"]["layers"].values()):
+            for way, ending in (("forward", "l0"), ("backward", "l0_reverse")):
+                of, lstm = layer[way], f"layers.{depth}"
+                values[f"{lstm}.weight_ih_{ending}"] = of["input_kernel"].T
+                values[f"{lstm}.weight_hh_{ending}"] = of["recurrent_kernel"].T
+                values[f"{lstm}.bias_ih_{ending}"] = of["bias"]
+                values[f"{lstm}.bias_hh_{ending}"] = np.zeros_like(of["bias"])
+        tensors = {name: self._torch.tensor(np.array(value)) for name, value in values.items()}
+        self._model.load_state_dict(tensors)
+
+    def _read(self, batch: Batch) -> tuple[Any, Any]:
+        return tuple(
+            self._torch.from_numpy(np.array(part, np.int64))
+            for part in (batch.tokens, batch.length)
+        )
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Returns the logits."""
+        self._model.eval()
+        with self._torch.inference_mode():
+            return self._model(*self._read(batch)).numpy()
+
+    def train(self, batch: Batch) -> None:
+        """Takes a step."""
+        self._model.train()
+        self._optimizer.zero_grad()
+        labels = self._torch.tensor(np.asarray(batch.label, np.float32))
+        loss = self._torch.nn.functional.binary_cross_entropy_with_logits
+        loss(self._model(*self._read(batch)), labels).backward()
+        self._optimizer.step()
+
+
+class TorchPacked(TorchPadded):
+    """The same on packed sequences, as its documentation says to: it knows the lengths."""
+
+    packed = True
 
 
 PEERS: dict[str, type[Peer]] = {
@@ -259,4 +448,6 @@ PEERS: dict[str, type[Peer]] = {
     "flax nnx.RNN": Flax,
     "keras on jax": KerasOnJax,
     "keras on tensorflow": KerasOnTensorFlow,
+    "torch padded": TorchPadded,
+    "torch packed": TorchPacked,
 }

@@ -4,18 +4,66 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bilstm_attn.benchmark.peers import CONFIG, PEERS, VOCABULARY
+from bilstm_attn.benchmark.peers import PEERS, VOCABULARY, Peer, Setting
+from bilstm_attn.config import ModelConfig
 from bilstm_attn.model import Model
 from bilstm_attn.types import Batch, Params
 
 
-def make_params() -> Params:
+class Work(NamedTuple):
+    """What all implementations are given."""
+
+    batch: Batch  # for a training step, and for inference
+    one: Batch  # a single review, without padding
+    epoch: list[tuple[Batch, ...]]  # some batches of an epoch, each in its groups
+
+    @property
+    def rows(self) -> int:
+        """What divides every batch's rows."""
+        groups = [group for groups in self.epoch for group in groups]
+        return int(np.gcd.reduce([len(part.length) for part in (self.batch, *groups)]))
+
+
+def save_work(file: Path, work: Work) -> None:
+    """Writes `work` so that `load_work` reads it back."""
+    parts = {"batch": work.batch, "one": work.one} | {
+        f"epoch {step} {group}": part
+        for step, groups in enumerate(work.epoch)
+        for group, part in enumerate(groups)
+    }
+    arrays: dict[str, Any] = {
+        f"{name}.{field}": np.asarray(array)
+        for name, part in parts.items()
+        for field, array in part._asdict().items()
+    }
+    np.savez(file, **arrays)
+
+
+def load_work(file: Path) -> Work:
+    """Returns what `save_work` wrote."""
+    with np.load(file) as arrays:
+        names = dict.fromkeys(name.split(".")[0] for name in arrays)
+        parts = {
+            name: Batch(**{field: arrays[f"{name}.{field}"] for field in Batch._fields})
+            for name in names
+        }
+    steps: dict[str, list[Batch]] = {}
+    for name, part in parts.items():
+        if name.startswith("epoch"):
+            steps.setdefault(name.split()[1], []).append(part)
+    return Work(parts["batch"], parts["one"], [tuple(groups) for groups in steps.values()])
+
+
+def make_params(config: ModelConfig) -> Params:
     """Returns the parameters that all implementations get: logits of size 1 come of them."""
-    params = Model(CONFIG, VOCABULARY).init(jax.random.key(0))
+    params = Model(config, VOCABULARY).init(jax.random.key(0))
     leaves, shape = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [
@@ -25,36 +73,48 @@ def make_params() -> Params:
     return jax.tree.unflatten(shape, [np.asarray(leaf) for leaf in moved])
 
 
-def answer(command: str, peer: object, name: str) -> dict:
-    """Runs `train` or `logits`; returns seconds, page faults, peak memory, and the logits."""
+COMMANDS: dict[str, Callable[[Peer, Work], Any]] = {
+    "train": lambda peer, work: peer.train(work.batch),
+    "logits": lambda peer, work: peer.logits(work.batch),
+    "one": lambda peer, work: peer.logits(work.one),
+    "epoch": lambda peer, work: peer.epoch(work.epoch),
+    "layers": lambda peer, work: peer.layers(work.batch),
+}
+
+
+def answer(command: str, peer: Peer, work: Work) -> dict[str, Any]:
+    """Runs a command; returns seconds, page faults, peak memory, and the logits if any."""
     before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    result = getattr(peer, command)()
+    try:
+        result = COMMANDS[command](peer, work)
+    except NotImplementedError:
+        return {"missing": True}
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "peer": name,
-        "command": command,
         "seconds": seconds,
-        "faults": after.ru_minflt - before.ru_minflt,
+        "faults": float(after.ru_minflt - before.ru_minflt),
         "peak_mib": after.ru_maxrss / 1024,
         "logits": None if result is None else [float(value) for value in result],
     }
 
 
-def main(name: str, batch_file: str) -> None:
+def main(name: str, file: str, hidden_size: str, devices: str) -> None:
     """Makes the implementation, then answers a line for each line read."""
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    with np.load(batch_file) as arrays:
-        batch = Batch(**{field: arrays[field] for field in Batch._fields})
-    begun = time.perf_counter()
+    work, config = load_work(Path(file)), ModelConfig(hidden_size=int(hidden_size))
+    setting = Setting(config, work.rows, int(devices) or None)
+    params = make_params(config)
     try:
-        peer = PEERS[name](make_params(), batch)
+        peer = PEERS[name](params, setting)
     except ImportError as error:
-        print(json.dumps({"peer": name, "missing": str(error)}), file=out, flush=True)
+        print(json.dumps({"missing": str(error)}), file=out, flush=True)
         return
-    made = {"peer": name, "command": "make", "seconds": time.perf_counter() - begun}
-    print(json.dumps(made), file=out, flush=True)
+    print(json.dumps({}), file=out, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(line.strip(), peer, name)), file=out, flush=True)
+        command = line.strip()
+        if command == "logits":
+            peer.fill(params)  # training has moved some implementations' own
+        print(json.dumps(answer(command, peer, work)), file=out, flush=True)
 
 
 if __name__ == "__main__":
