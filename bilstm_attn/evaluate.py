@@ -49,9 +49,9 @@ def predict_logits(
     waiting = None
 
     def collect(plan, device_logits) -> None:
-        filler = config.batch_size - len(plan.examples)
-        logits[plan.examples] = np.asarray(device_logits)[filler:]
-        advance(len(plan.examples))
+        own = plan.slots >= 0
+        logits[plan.slots[own]] = np.asarray(device_logits)[own]
+        advance(plan.size)
 
     for plan in plan_by_length(examples.lengths, config):
         (group,) = place_rows(read_batch(examples, plan, config), mesh)

@@ -237,7 +237,7 @@ def train(
             done = plans[: step - epoch * steps_per_epoch]
             if not done:
                 state = state._replace(sums=place_whole(zero_sums(), mesh))
-            reviews_done = sum(len(plan.examples) for plan in done)
+            reviews_done = sum(plan.size for plan in done)
             name = f"epoch {epoch + 1}/{config.train.epochs}"
             with show.bar(name, training.size, reviews_done) as bar:
                 for plan in plans[len(done) :]:
@@ -245,7 +245,7 @@ def train(
                     state, sums = compiled[plan.edges](state, groups, key)
                     step += 1
                     log.add(step, epoch + 1, sums)
-                    bar.advance(len(plan.examples))
+                    bar.advance(plan.size)
                     bar.describe(log.latest)
                     if is_interrupted() and plan is not plans[-1]:
                         record = {"epochs": epochs, "pending": log.pending()}

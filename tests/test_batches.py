@@ -1,5 +1,6 @@
 """Parts, vocabulary and batches: pure functions of seed and epoch that lose and double nothing."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -89,7 +90,8 @@ def test_every_review_is_read_once_an_epoch_and_as_it_stands():
             groups = read_batch(made, plan, CONFIG)
             assert sum(len(group.label) for group in groups) == CONFIG.batch_size
             filled = [(group, row) for group in groups for row in np.flatnonzero(group.weight == 1)]
-            for (group, row), example in zip(filled, plan.examples, strict=True):
+            chosen = plan.slots[plan.slots >= 0]
+            for (group, row), example in zip(filled, chosen, strict=True):
                 ids = [START, *vocabulary.encode(review(example)).tolist()][-CONFIG.max_tokens :]
                 assert group.tokens[row, : group.length[row]].tolist() == ids
                 assert (group.tokens[row, group.length[row] :] == 0).all()
@@ -99,7 +101,8 @@ def test_every_review_is_read_once_an_epoch_and_as_it_stands():
                 assert (group.length[filler] == 0).all()
                 assert (group.label[filler] == -1).all()
                 assert (group.tokens[filler] == 0).all()
-            seen += plan.examples.tolist()
+            assert plan.size == len(chosen)
+            seen += chosen.tolist()
         assert sorted(seen) == list(range(23))
 
 
@@ -110,9 +113,20 @@ def test_groups_hold_similar_lengths_padded_to_the_edges():
     for plan in plans:
         groups = read_batch(made, plan, CONFIG)
         assert tuple(group.tokens.shape[1] for group in groups) == plan.edges
-        lengths = np.concatenate([group.length for group in groups])
-        assert (np.diff(lengths) >= 0).all()
+        for shorter, longer in itertools.pairwise(groups):
+            assert shorter.length.max() <= longer.length.min()
     assert {plan.edges for plan in plans} <= {(5, 8, 12), (12, 12, 12)}
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_get_reviews_of_like_lengths(devices):
+    data = DataConfig(batch_size=256, max_tokens=500)
+    lengths = np.random.default_rng(0).integers(1, 501, 1000)
+    for plan in [*plan_epoch(lengths, data, 0, 0)[:3], *plan_by_length(lengths, data)[:3]]:
+        for group in np.split(plan.slots, len(plan.edges)):
+            parts = lengths[group].reshape(devices, -1).mean(axis=1)
+            # In sorted order, halves would differ by half the range.
+            assert np.ptp(parts) < np.ptp(lengths[group]) / 6 + 1
 
 
 def test_a_batch_that_does_not_fit_is_padded_whole():
@@ -128,7 +142,7 @@ def test_order_depends_on_seed_and_epoch_alone():
     lengths = examples().lengths
 
     def order(seed, epoch):
-        return [plan.examples.tolist() for plan in plan_epoch(lengths, CONFIG, seed, epoch)]
+        return [plan.slots.tolist() for plan in plan_epoch(lengths, CONFIG, seed, epoch)]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)

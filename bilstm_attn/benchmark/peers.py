@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
 from bilstm_attn.encoder import Encoder, prepare_native
@@ -135,14 +136,14 @@ class Ours(Peer):
 
             inputs = params["embedding"][batch.tokens.T]
             of_params, of_inputs = jax.grad(total, (0, 1))(params["encoder"], inputs)
-            return lax.psum((of_params, jnp.square(of_inputs).sum()), AXIS)
+            return lax.psum(of_params, AXIS), of_inputs
 
         return jax.jit(
             jax.shard_map(
                 of_rows,
                 mesh=self._mesh,
                 in_specs=(WHOLE, ROWS, ROWS),
-                out_specs=WHOLE,
+                out_specs=(WHOLE, PartitionSpec(None, AXIS)),
                 check_vma=False,
             )
         )
@@ -254,7 +255,7 @@ class Flax(Peer):
 
 
 class KerasOnJax(Peer):
-    """The tutorial's Keras model as it stands: padded in front, padding read and attended to."""
+    """The tutorial's Keras model as it stands: padded in front; masked, but for the attention."""
 
     backend: ClassVar[str] = "jax"
 
@@ -282,7 +283,8 @@ class KerasOnJax(Peer):
             return layers.Bidirectional(lstm)
 
         read = layers.Input((None,), dtype="int32")
-        states = both_ways()(layers.Embedding(VOCABULARY, config.embedding_size)(read))
+        embedding = layers.Embedding(VOCABULARY, config.embedding_size, mask_zero=True)
+        states = both_ways()(embedding(read))
         states, forward, _, backward, _ = both_ways(return_state=True)(states)
         context = Attention()(states, layers.Concatenate()([forward, backward]))
         units = layers.Dense(config.dense_size, activation="relu")(context)

@@ -30,10 +30,15 @@ class Examples(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """One batch before it is read: which examples, and what its equal groups are padded to."""
+    """One batch before it is read: which example in which row, and how far rows are padded."""
 
-    examples: np.ndarray  # int64, at most batch_size, by rising length
-    edges: tuple[int, ...]
+    slots: np.ndarray  # int64[batch_size], an example, or -1 for filler; group after group
+    edges: tuple[int, ...]  # what each of the equal groups is padded to
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return int((self.slots >= 0).sum())
 
 
 def random_numbers(seed: int, stream: str, *more: int) -> np.random.Generator:
@@ -96,7 +101,8 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
 
     A batch is a random sample, as in the tutorial, but sorted by length and cut into equal groups,
     group g padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` whole,
-    so that there are at most two layouts to compile for.
+    so that there are at most two layouts to compile for. A group's rows are in an order that gives
+    devices, which take so many rows each, reviews of like lengths.
 
     Deviation from batches of one length each, which waste less: those trained a worse model
     (README, Results).
@@ -105,15 +111,12 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
     plans = []
     for start in range(0, len(order), config.batch_size):
         chosen = order[start : start + config.batch_size]
-        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-        filler = config.batch_size - len(chosen)  # stands before the shortest
-        tops = np.arange(1, len(config.edges) + 1) * config.group_size - 1 - filler
-        fits = all(
-            top < 0 or lengths[chosen[top]] <= edge
-            for top, edge in zip(tops, config.edges, strict=True)
-        )
+        slots = _sort_by_length(chosen, lengths, config.batch_size)
+        groups = slots.reshape(len(config.edges), -1)
+        tops = np.where(groups[:, -1] < 0, 0, lengths[groups[:, -1]])
+        fits = bool((tops <= config.edges).all())
         edges = config.edges if fits else (config.max_tokens,) * len(config.edges)
-        plans.append(BatchPlan(chosen, edges))
+        plans.append(BatchPlan(groups[:, _interleaved(config.group_size)].reshape(-1), edges))
     return plans
 
 
@@ -122,20 +125,36 @@ def plan_by_length(lengths: np.ndarray, config: DataConfig) -> list[BatchPlan]:
     order = np.argsort(lengths, kind="stable")
     plans = []
     for start in range(0, len(order), config.batch_size):
-        chosen = order[start : start + config.batch_size]
-        edge = next(edge for edge in config.edges if edge >= lengths[chosen[-1]])
-        plans.append(BatchPlan(chosen, (edge,)))
+        slots = _sort_by_length(
+            order[start : start + config.batch_size], lengths, config.batch_size
+        )
+        edge = next(edge for edge in config.edges if edge >= lengths[slots[-1]])
+        plans.append(BatchPlan(slots[_interleaved(config.batch_size)], (edge,)))
     return plans
 
 
+def _sort_by_length(chosen: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
+    """Returns the chosen examples by rising length, after so much filler that there are `size`."""
+    ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
+    return np.concatenate([np.full(size - len(chosen), -1), ordered])
+
+
+def _interleaved(size: int) -> np.ndarray:
+    """Returns an order of sorted rows of which every equal part is a fair sample.
+
+    It is that of the bit-reversed row numbers (van der Corput): halves are the even and the odd
+    rows, and so on.
+    """
+    bits = max(size - 1, 1).bit_length()
+    turned = [int(f"{row:0{bits}b}"[::-1], 2) for row in range(size)]
+    return np.argsort(turned)
+
+
 def read_batch(examples: Examples, plan: BatchPlan, config: DataConfig) -> tuple[Batch, ...]:
-    """Returns the batch of `plan`, a `Batch` a group; rows before its examples are filler."""
-    size = config.batch_size // len(plan.edges)
-    filler = config.batch_size - len(plan.examples)
-    slots = np.concatenate([np.full(filler, -1), plan.examples])
+    """Returns the batch of `plan`, a `Batch` a group."""
     return tuple(
-        _read_group(examples, slots[group * size : (group + 1) * size], edge, config.max_tokens)
-        for group, edge in enumerate(plan.edges)
+        _read_group(examples, slots, edge, config.max_tokens)
+        for slots, edge in zip(np.split(plan.slots, len(plan.edges)), plan.edges, strict=True)
     )
 
 
