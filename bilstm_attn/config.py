@@ -133,6 +133,12 @@ class ModelConfig:
     """Units of the layer before the logit."""
     head_dropout: float = 0.5
     """Rate of dropping that layer's outputs."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """What the recurrent layers' products are computed in; parameters, states and the rest stay
+    float32."""
+    recompute_gates: bool = False
+    """Compute the recurrent layers' gates again for the derivative instead of keeping them: less
+    memory, more time."""
 
     def __post_init__(self):
         require_types("model.", self)

@@ -15,11 +15,20 @@ from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import native
-from bilstm_attn.recurrence import recur_both_ways
-from bilstm_attn.registry import make
+from bilstm_attn.recurrence import Precision, recur_both_ways
+from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
 
 NATIVE = (LSTM,)  # what the compiled kernel runs: these classes, not what derives from them
+
+
+def refuses_native(config: ModelConfig) -> str | None:
+    """Returns why the compiled kernel does not run this model, or None."""
+    if look_up("cell", CELLS, config.cell) not in NATIVE:
+        return f"it runs no cell {config.cell!r}"
+    if config.products != "float32":
+        return f"it has no products in {config.products}"
+    return "it keeps its gates" if config.recompute_gates else None
 
 
 class Bidirectional(nnx.Module):
@@ -55,8 +64,9 @@ class Bidirectional(nnx.Module):
 
         self.forward = cell()
         self.backward = cell()
-        if backend == "native" and type(self.forward) not in NATIVE:
-            raise UserError(f"backend native runs no cell {config.cell!r}; use backend scan")
+        self.precision = Precision(config.products, config.recompute_gates)
+        if backend == "native" and (reason := refuses_native(config)):
+            raise UserError(f"backend native cannot run this model: {reason}; use backend scan")
 
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
         """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""
@@ -68,7 +78,13 @@ class Bidirectional(nnx.Module):
             )
             noises = forward, backward
         return recur_both_ways(
-            self.forward, self.backward, inputs, lengths, noises=noises, backend=self.backend
+            self.forward,
+            self.backward,
+            inputs,
+            lengths,
+            noises=noises,
+            backend=self.backend,
+            precision=self.precision,
         )
 
 

@@ -47,6 +47,18 @@ class Step(Protocol):
         ...
 
 
+class Precision(NamedTuple):
+    """How the recurrence computes, beside which function."""
+
+    products: Literal["float32", "bfloat16"] = "float32"
+    """What a step's products are computed in; the carry and all else stay float32."""
+    recompute: bool = False
+    """Compute a step's gates again for the derivative, instead of keeping them."""
+
+
+EXACT = Precision()
+
+
 def length_mask(lengths: Lengths, steps: int) -> Mask:
     """Returns `mask[t, b] = t < lengths[b]`."""
     return jnp.arange(steps)[:, None] < lengths[None, :]
@@ -60,6 +72,7 @@ def recur(
     reverse: bool = False,
     noise: InputNoise | None = None,
     backend: Literal["plain", "scan"] = "scan",
+    precision: Precision = EXACT,
 ) -> tuple[HiddenStates, Hidden]:
     """Runs `cell` over each review's own tokens, in either direction.
 
@@ -76,6 +89,7 @@ def recur(
       noise: `[b e]`, multiplies the inputs of all time steps, or none.
       backend: `scan` has a derivative of its own, without forward mode (`jax.jvp`, `jax.jacfwd`);
         `plain` leaves it to JAX, which is slower. Both have second derivatives.
+      precision: what the products are computed in, and what is kept for the derivative.
 
     Returns:
       The hidden state after every token, `[t b h]`, zero at padding; and the one after the walk's
@@ -84,7 +98,7 @@ def recur(
     steps, batch_size, _ = inputs.shape
     mask = length_mask(lengths, steps)
     walk = {"plain": _walk_plainly, "scan": _walk}[backend]
-    loop = _Loop(type(cell), reverse)
+    loop = _Loop(type(cell), reverse, precision)
     return walk(loop, cell.weights(), cell.initial(batch_size), inputs, noise, mask)
 
 
@@ -96,6 +110,7 @@ def recur_both_ways(
     *,
     noises: tuple[InputNoise, InputNoise] | None = None,
     backend: Backend = "scan",
+    precision: Precision = EXACT,
 ) -> tuple[States, Query]:
     """Runs a cell each way, as `recur` does; `noises` are of the forward and the backward cell.
 
@@ -112,7 +127,15 @@ def recur_both_ways(
     ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
     states, last = zip(
         *(
-            recur(cell, inputs, lengths, reverse=reverse, noise=noise, backend=backend)
+            recur(
+                cell,
+                inputs,
+                lengths,
+                reverse=reverse,
+                noise=noise,
+                backend=backend,
+                precision=precision,
+            )
             for cell, reverse, noise in ways
         ),
         strict=True,
@@ -125,6 +148,16 @@ class _Loop(NamedTuple):
 
     cell: Any  # the class: `linear`, `gate` and `hidden` are functions of their arguments alone
     reverse: bool
+    precision: Precision
+
+    def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
+        """Returns the cell's gates in float32, its products computed in `precision.products`."""
+        if self.precision.products == "float32":
+            return self.cell.linear(weights, inputs, hidden)
+        rounded = jax.tree.map(
+            lambda array: array.astype(self.precision.products), (weights, inputs, hidden)
+        )
+        return jax.tree.map(lambda gates: gates.astype(jnp.float32), self.cell.linear(*rounded))
 
 
 def _at(inputs: InputsAtTime, noise: InputNoise | None, valid: Array) -> InputsAtTime:
@@ -140,15 +173,17 @@ def _where(valid: Array, one: Any, other: Any) -> Any:
 def _walk_forward(
     loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: InputNoise | None, mask: Mask
 ) -> tuple[tuple[HiddenStates, Hidden], tuple[Any, Any]]:
-    """Returns states and last one, and for every time the carry before it and the gates."""
+    """Returns states and last one; for every time the carry before it and, if kept, the gates."""
 
     def step(carry: Any, at: Any) -> tuple[Any, Any]:
         inputs_now, valid = at
-        gates = loop.cell.linear(weights, _at(inputs_now, noise, valid), loop.cell.hidden(carry))
+        gates = loop.linear(weights, _at(inputs_now, noise, valid), loop.cell.hidden(carry))
         after = _where(valid, loop.cell.gate(gates, carry), carry)
         state = jnp.where(valid[:, None], loop.cell.hidden(after), 0)
-        return after, (state, (carry, gates))
+        return after, (state, (carry, None if loop.precision.recompute else gates))
 
+    if loop.precision.recompute:
+        step = jax.checkpoint(step)  # for JAX's own derivative
     last, (states, saved) = lax.scan(step, initial, (inputs, mask), reverse=loop.reverse)
     return (states, loop.cell.hidden(last)), saved
 
@@ -179,6 +214,9 @@ def _walk_back(loop: _Loop, residuals: Any, cotangents: Any) -> Any:
     def step(carry: Any, at: Any) -> tuple[Any, Any]:
         of_carry, of_weights = carry
         inputs_now, valid, (before, gates), of_state = at
+        inputs_now, hidden = _at(inputs_now, noise, valid), loop.cell.hidden(before)
+        if loop.precision.recompute:
+            gates = loop.linear(weights, inputs_now, hidden)
 
         def after_gates(gates: Any, before: Any) -> tuple[Any, Hidden]:
             after = loop.cell.gate(gates, before)
@@ -189,10 +227,9 @@ def _walk_back(loop: _Loop, residuals: Any, cotangents: Any) -> Any:
         of_gates, of_before = pull_gate(
             (_where(valid, of_carry, zero), jnp.where(valid[:, None], of_state, 0))
         )
-        hidden, pull_hidden = jax.vjp(loop.cell.hidden, before)
-        _, pull_linear = jax.vjp(
-            loop.cell.linear, weights, _at(inputs_now, noise, valid), hidden
-        )  # the products themselves are not needed again, and the compiler drops them
+        _, pull_hidden = jax.vjp(loop.cell.hidden, before)
+        # The products themselves are not needed again, and the compiler drops them.
+        _, pull_linear = jax.vjp(loop.linear, weights, inputs_now, hidden)
         more, of_inputs, of_hidden = pull_linear(of_gates)
         [through_hidden] = pull_hidden(of_hidden)
         of_carry = jax.tree.map(

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from bilstm_attn.cells import CELLS
 from bilstm_attn.checkpoint import Exported, load_model
 from bilstm_attn.config import Backend, BackendChoice, Config, require
 from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
@@ -19,7 +18,7 @@ from bilstm_attn.data.cache import (
     default_cache_dir,
     prepare_tokens,
 )
-from bilstm_attn.encoder import NATIVE, prepare_native
+from bilstm_attn.encoder import prepare_native, refuses_native
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.kernels.native import UnavailableError, cpu_digest
@@ -175,9 +174,7 @@ def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend
         return wanted
     if jax.default_backend() != "cpu":
         reason = f"it is for CPU, not {jax.default_backend()}"
-    elif CELLS[config.model.cell] not in NATIVE:
-        reason = f"it runs no {config.model.cell}"
-    else:
+    elif (reason := refuses_native(config.model)) is None:
         try:
             prepare_native(show.say)
             return "native"

@@ -34,10 +34,9 @@ def random_inputs(seed=1):
     return np.random.default_rng(seed).normal(size=(STEPS, ROWS, INPUTS)).astype(np.float32)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("reverse", "backend"))
-def run(graph, params, inputs, lengths, reverse=False, noise=None, backend="scan"):
-    cell = nnx.merge(graph, params)
-    return recur(cell, inputs, lengths, reverse=reverse, noise=noise, backend=backend)
+@partial(jax.jit, static_argnums=0, static_argnames=("reverse", "backend", "precision"))
+def run(graph, params, inputs, lengths, noise=None, **static):
+    return recur(nnx.merge(graph, params), inputs, lengths, noise=noise, **static)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -238,12 +238,20 @@ def test_cell_that_derives_from_another_is_not_taken_for_it(monkeypatch):
     config = Config(model=ModelConfig(cell="other"))
     assert choose_backend("auto", config, Show()) == "scan"
     model = Model(config.model, 5, "native")
-    says = "backend native runs no cell 'other'; use backend scan"
+    says = "backend native cannot run this model: it runs no cell 'other'; use backend scan"
     assert error_of(model.init, jax.random.key(0)) == says
 
 
-def test_cell_it_does_not_run_is_an_error_if_asked_for_and_scanned_if_not():
-    config = Config(model=ModelConfig(cell="gru"))
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"cell": "gru"}, "it runs no cell 'gru'"),
+        ({"products": "bfloat16"}, "it has no products in bfloat16"),
+        ({"recompute_gates": True}, "it keeps its gates"),
+    ],
+)
+def test_model_it_does_not_run_is_an_error_if_asked_for_and_scanned_if_not(model, why):
+    config = Config(model=ModelConfig(**model))
     assert choose_backend("auto", config, Show()) == "scan"
-    says = "no native kernel (it runs no gru); or give --backend scan"
+    says = f"no native kernel ({why}); or give --backend scan"
     assert error_of(choose_backend, "native", config, Show()) == says

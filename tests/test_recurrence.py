@@ -9,6 +9,7 @@ import pytest
 from test_cells import HIDDEN, INPUTS, LENGTHS, ROWS, STEPS, make_cell, random_inputs, run
 
 from bilstm_attn.cells import CELLS
+from bilstm_attn.recurrence import Precision
 
 cells_and_ways = pytest.mark.parametrize(
     ("name", "reverse"), [(name, reverse) for name in CELLS for reverse in (False, True)]
@@ -96,6 +97,65 @@ def test_own_derivative_is_jaxs(name, reverse, noisy):
     )
     # float32 rounding: the weights' gradients are sums of some hundred terms of size 1.
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), own, jaxs)
+
+
+@cells_and_ways
+@pytest.mark.parametrize("backend", ["scan", "plain"])
+def test_recomputed_gates_give_the_values_and_gradients_of_kept_ones(name, reverse, backend):
+    graph, params = make_cell(name)
+
+    def loss(precision, params, inputs):
+        given = {"reverse": reverse, "backend": backend, "precision": precision}
+        states, last = run(graph, params, inputs, LENGTHS, **given)
+        return jnp.sin(states).sum() + jnp.cos(last).sum()
+
+    kept, again = (
+        jax.jit(jax.value_and_grad(partial(loss, Precision(recompute=choice)), (0, 1)))
+        for choice in (False, True)
+    )
+    kept, again = kept(params, random_inputs()), again(params, random_inputs())
+    # The compiler fuses them differently: float32 rounding of sums of some hundred terms.
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), kept, again)
+
+
+def test_recomputed_gates_are_not_kept():
+    graph, params = make_cell("lstm")
+
+    def kept(recompute):
+        given = {"precision": Precision(recompute=recompute)}
+        pull = jax.eval_shape(
+            lambda inputs: jax.vjp(lambda x: run(graph, params, x, LENGTHS, **given), inputs)[1],
+            random_inputs(),
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    assert kept(False) - kept(True) == STEPS * ROWS * 4 * HIDDEN
+
+
+@cells_and_ways
+@pytest.mark.parametrize("backend", ["scan", "plain"])
+def test_bfloat16_products_are_within_their_rounding_of_float32(name, reverse, backend):
+    graph, params = make_cell(name, scale=0.5)
+
+    @partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
+    def loss(products, params, inputs):
+        precision = Precision(products=products)
+        given = {"reverse": reverse, "backend": backend, "precision": precision}
+        states, last = run(graph, params, inputs, LENGTHS, **given)
+        return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
+
+    exact, rounded = (
+        loss(products, params, random_inputs()) for products in ("float32", "bfloat16")
+    )
+    padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
+    assert (np.asarray(rounded[1][1])[padding] == 0).all()
+    largest = 0.0
+    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert other.dtype == jnp.float32
+        off = np.abs(one - other).max() / np.abs(one).max()
+        assert off < STEPS * 2**-8  # each step rounds what it reads and its products
+        largest = max(largest, float(off))
+    assert largest > 1e-4  # they are not float32
 
 
 def loss_of_inputs(name, reverse, backend):
