@@ -15,8 +15,8 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.registry import require_type, unknown
 
 Options = dict[str, int | float | bool | str]
-Backend = Literal["native", "scan", "plain"]
-BackendChoice = Literal["auto", "native", "scan", "plain"]
+Backend = Literal["native", "pallas", "scan", "plain"]
+BackendChoice = Literal["auto", "native", "pallas", "scan", "plain"]
 
 
 def require(holds: bool, message: str) -> None:

@@ -14,21 +14,28 @@ from bilstm_attn.cells import CELLS, LSTM, Cell
 from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
-from bilstm_attn.kernels import native
+from bilstm_attn.kernels import native, pallas
 from bilstm_attn.recurrence import Precision, recur_both_ways
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
 
-NATIVE = (LSTM,)  # what the compiled kernel runs: these classes, not what derives from them
+KERNELS = (LSTM,)  # what `native` and `pallas` run: these classes, not what derives from them
 
 
-def refuses_native(config: ModelConfig) -> str | None:
-    """Returns why the compiled kernel does not run this model, or None."""
-    if look_up("cell", CELLS, config.cell) not in NATIVE:
+def refusal(backend: Backend, config: ModelConfig) -> str | None:
+    """Returns why `backend` cannot run this model, or None."""
+    if backend in ("scan", "plain"):
+        return None
+    if look_up("cell", CELLS, config.cell) not in KERNELS:
         return f"it runs no cell {config.cell!r}"
-    if config.products != "float32":
-        return f"it has no products in {config.products}"
-    return "it keeps its gates" if config.recompute_gates else None
+    if config.recompute_gates:
+        return "it keeps its gates"
+    if backend == "native":
+        return None if config.products == "float32" else f"it has no products in {config.products}"
+    most = pallas.MOST_HIDDEN[config.products]
+    if config.hidden_size > most:
+        return f"it holds at most {most} hidden units with products in {config.products}"
+    return None
 
 
 class Bidirectional(nnx.Module):
@@ -65,8 +72,8 @@ class Bidirectional(nnx.Module):
         self.forward = cell()
         self.backward = cell()
         self.precision = Precision(config.products, config.recompute_gates)
-        if backend == "native" and (reason := refuses_native(config)):
-            raise UserError(f"backend native cannot run this model: {reason}; use backend scan")
+        if reason := refusal(backend, config):
+            raise UserError(f"backend {backend} cannot run this model: {reason}; use backend scan")
 
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
         """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bilstm_attn.config import Backend
-from bilstm_attn.kernels import native
+from bilstm_attn.kernels import native, pallas
 from bilstm_attn.types import (
     Hidden,
     HiddenStates,
@@ -115,15 +115,27 @@ def recur_both_ways(
     """Runs a cell each way, as `recur` does; `noises` are of the forward and the backward cell.
 
     `backend` may also be `native`, after `encoder.prepare_native`: an LSTM layer on CPU, compiled,
-    that does no work at padding. It has neither forward mode nor second derivatives.
+    that does no work at padding; or `pallas`: one on GPU, a kernel for all of time, which a CPU
+    runs in Pallas' slow interpreter. Neither has forward mode or second derivatives.
 
     Returns:
       `[forward[t], backward[t]]`, zero at padding, `[t b 2h]`; the ends of both walks, `[b 2h]`.
     """
-    if backend == "native":
-        kernels, biases = zip(forward.weights(), backward.weights(), strict=True)
+    if backend in ("native", "pallas"):
+        kernels, biases = map(jnp.stack, zip(forward.weights(), backward.weights(), strict=True))
         noise = jnp.zeros(0, jnp.float32) if noises is None else jnp.stack(noises)
-        return native.lstm(inputs, lengths, jnp.stack(kernels), jnp.stack(biases), noise)
+        if backend == "native":
+            return native.lstm(inputs, lengths, kernels, biases, noise)
+        on_cpu = jax.default_backend() == "cpu"
+        return pallas.lstm(
+            inputs,
+            lengths,
+            kernels,
+            biases,
+            noise,
+            products=precision.products,
+            interpret=on_cpu,
+        )
     ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
     states, last = zip(
         *(

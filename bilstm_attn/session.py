@@ -18,7 +18,7 @@ from bilstm_attn.data.cache import (
     default_cache_dir,
     prepare_tokens,
 )
-from bilstm_attn.encoder import prepare_native, refuses_native
+from bilstm_attn.encoder import prepare_native, refusal
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.kernels.native import UnavailableError, cpu_digest
@@ -167,23 +167,27 @@ def check_names(config: Config) -> None:
 def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend:
     """Returns how the recurrence runs; `auto` is the native kernel where there is one, else `scan`.
 
+    On a GPU `auto` is `scan` too, for `pallas` is unproven there.
+
     Raises:
-      UserError: the native kernel is asked for and cannot be had; says why.
+      UserError: a kernel is asked for and cannot be had; says why.
     """
-    if wanted in ("scan", "plain"):
-        return wanted
-    if jax.default_backend() != "cpu":
-        reason = f"it is for CPU, not {jax.default_backend()}"
-    elif (reason := refuses_native(config.model)) is None:
+    device = jax.default_backend()
+    kernel: Backend = "native" if wanted == "auto" else wanted
+    made_for = {"native": "cpu", "pallas": "gpu"}.get(kernel, device)
+    if device != made_for:
+        reason = f"it is for {made_for}, not {device}"
+    elif (reason := refusal(kernel, config.model)) is None:
         try:
-            prepare_native(show.say)
-            return "native"
+            if kernel == "native":
+                prepare_native(show.say)
+            return kernel
         except UnavailableError as error:
             reason = str(error)
             if wanted == "auto":
                 show.say(f"no native kernel ({reason}); the scan runs")
-    if wanted == "native":
-        raise UserError(f"no native kernel ({reason}); or give --backend scan")
+    if wanted != "auto":
+        raise UserError(f"no {kernel} kernel ({reason}); or give --backend scan")
     return "scan"
 
 

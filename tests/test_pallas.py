@@ -1,0 +1,162 @@
+"""The kernel for GPUs, in Pallas' interpreter: the scan's values and gradients."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import error_of
+
+from bilstm_attn.config import Config, ModelConfig
+from bilstm_attn.encoder import Bidirectional
+from bilstm_attn.kernels import pallas
+from bilstm_attn.session import choose_backend
+from bilstm_attn.terminal import Show
+
+
+def layer_of(backend, hidden, inputs_size, noisy=True, **config):
+    """Returns parameters, and a layer as a function of them, the inputs, lengths and keys."""
+    config = ModelConfig(hidden_size=hidden, **config)
+    layer = Bidirectional(inputs_size, config, backend, name="test", rngs=nnx.Rngs(0))
+    graph, params = nnx.split(layer)
+
+    def run(params, inputs, lengths, keys):
+        return nnx.merge(graph, params)(inputs, lengths, keys if noisy else None)
+
+    return params, run
+
+
+def given(steps, rows, inputs_size):
+    inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))
+    lengths = (steps - jnp.arange(rows)) % (steps + 1)  # steps, ..., 0, and again
+    lengths = lengths.at[-1].set(0)
+    return inputs, lengths, jax.random.split(jax.random.key(0), rows)
+
+
+def value_and_gradients(run, params, inputs, lengths, keys):
+    def loss(params, inputs):
+        states, last = run(params, inputs, lengths, keys)
+        return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, inputs)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rows", "inputs_size", "steps", "noisy"),
+    [(3, 5, 4, 6, True), (16, 16, 3, 1, False), (20, 33, 7, 5, True)],
+)
+def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, noisy):
+    inputs, lengths, keys = given(steps, rows, inputs_size)
+    found, expected = (
+        value_and_gradients(run, params, inputs, lengths, keys)
+        for params, run in (
+            layer_of(backend, hidden, inputs_size, noisy) for backend in ("pallas", "scan")
+        )
+    )
+    # float32 rounding: gradients are sums of some hundred terms of size 1.
+    compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+    jax.tree.map(compare, found, expected)
+
+
+def test_padding_is_zero_and_is_never_read():
+    inputs, lengths, keys = given(6, 5, 4)
+    padding = np.arange(6)[:, None] >= np.asarray(lengths)
+    params, run = layer_of("pallas", 3, 4)
+    (_, (states, _)), (_, of_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
+    assert (np.asarray(states)[padding] == 0).all()
+    assert (np.asarray(of_inputs)[padding] == 0).all()
+    broken = jnp.where(padding[..., None], jnp.nan, inputs)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        value_and_gradients(run, params, broken, lengths, keys),
+        value_and_gradients(run, params, inputs, lengths, keys),
+    )
+
+
+def test_bfloat16_products_are_within_their_rounding_of_float32():
+    inputs, lengths, keys = given(6, 5, 4)
+    exact, rounded = (
+        value_and_gradients(run, params, inputs, lengths, keys)
+        for params, run in (
+            layer_of("pallas", 3, 4, products=products) for products in ("float32", "bfloat16")
+        )
+    )
+    off = [
+        float(np.abs(one - other).max() / np.abs(one).max())
+        for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
+    ]
+    assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds what it reads
+
+
+def test_it_stands_in_vmap_over_seeds_and_in_checkpoint():
+    inputs, lengths, keys = given(4, 5, 4)
+    params, run = layer_of("pallas", 3, 4)
+    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    together = jax.vmap(run, (0, None, None, None))(seeds, inputs, lengths, keys)
+    for at, seed in enumerate((params, jax.tree.map(lambda leaf: 2 * leaf, params))):
+        alone = run(seed, inputs, lengths, keys)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_allclose(one[at], other, atol=1e-6)
+    compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+    again = value_and_gradients(jax.checkpoint(run), params, inputs, lengths, keys)
+    jax.tree.map(compare, again, value_and_gradients(run, params, inputs, lengths, keys))
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 128)])
+def test_it_is_lowered_for_cuda(products, hidden):
+    shapes = ((50, 32, 8), (32,), (2, 8 + hidden, 4 * hidden), (2, 4 * hidden), (2, 32, 8))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
+    arrays = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
+
+    def loss(inputs, lengths, kernels, biases, noises):
+        states, last = pallas.lstm(inputs, lengths, kernels, biases, noises, products=products)
+        return states.sum() + last.sum()
+
+    with on_an_abstract_gpu():
+        traced = jax.jit(jax.grad(loss, (0, 2, 3))).trace(*arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
+
+
+def on_an_abstract_gpu():
+    """From jax 0.11 on, what is lowered for a GPU that is not there must name one."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_second_derivatives_are_an_error_that_names_who_has_them():
+    inputs, lengths, keys = given(4, 5, 4)
+    params, run = layer_of("pallas", 3, 4)
+    gradient = jax.grad(lambda inputs: run(params, inputs, lengths, keys)[1].sum())
+    says = "backend pallas has no second derivatives; use backend scan or plain"
+    assert error_of(jax.jvp, gradient, (inputs,), (inputs,)) == says
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"cell": "gru"}, "it runs no cell 'gru'"),
+        ({"recompute_gates": True}, "it keeps its gates"),
+        ({"hidden_size": 65}, "it holds at most 64 hidden units with products in float32"),
+        (
+            {"hidden_size": 129, "products": "bfloat16"},
+            "it holds at most 128 hidden units with products in bfloat16",
+        ),
+    ],
+)
+def test_model_it_does_not_run_is_an_error(model, why):
+    layer = partial(Bidirectional, 4, ModelConfig(**model), "pallas", name="test")
+    says = f"backend pallas cannot run this model: {why}; use backend scan"
+    assert error_of(layer, rngs=nnx.Rngs(0)) == says
+
+
+def test_on_a_cpu_it_is_an_error_to_ask_for_it():
+    says = "no pallas kernel (it is for gpu, not cpu); or give --backend scan"
+    assert error_of(choose_backend, "pallas", Config(), Show()) == says
