@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import arg
 
-from bilstm_attn.config import DataConfig, require
+from bilstm_attn.config import DataConfig, ModelConfig, require
 from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.terminal import Show, parse, run_script
 
@@ -21,6 +21,12 @@ class Arguments:
     """Whose training reviews make the batches: imdb or movie_reviews."""
     peers: tuple[str, ...] = ()
     """Implementations to time, by a part of their names; none given: all."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where all of them run."""
+    hidden_size: int = 64
+    """Hidden units of one direction."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """What ours and torch's compute products in."""
     batch_size: int = 256
     """Reviews in the batch, padded to 500 tokens."""
     lengths: Literal["all", "full"] = "all"
@@ -98,11 +104,19 @@ def main(arguments: list[str]) -> int:
             f"{int(work.one.length[0])}; an epoch of {len(rows):,} reviews, by {len(work.epoch)} "
             "steps of it"
         )
-        rounds, starts = (3, 1) if parsed.quick else (parsed.rounds, 2)
-        records = compare.compare(names, work, show, rounds=rounds, starts=starts)
+        config = ModelConfig(hidden_size=parsed.hidden_size, products=parsed.products)
+        records = compare.compare(
+            names,
+            work,
+            show,
+            rounds=3 if parsed.quick else parsed.rounds,
+            starts=1 if parsed.quick else 2,
+            config=config,
+            on_gpu=parsed.device == "gpu",
+        )
         steps_an_epoch = -(-len(rows) // parsed.batch_size)
         show.say(compare.table(records, steps_an_epoch / max(len(work.epoch), 1)))
-        show.say(compare.share_of_peak(records, work))
+        show.say(compare.share_of_peak(records, work, config))
     if parsed.out:
         parsed.out.write_text(json.dumps(records))
     return 0

@@ -15,7 +15,7 @@ from bilstm_attn.types import Batch
 
 benchmark = script("benchmark")
 LENGTHS = np.array([9, 1, 4, 9])
-SETTING = Setting(ModelConfig(), rows=4, devices=None)
+SETTING = Setting(ModelConfig(), rows=4)
 
 
 def make_batch(lengths, steps=9) -> Batch:
@@ -32,7 +32,9 @@ def batch() -> Batch:
     return make_batch(LENGTHS)
 
 
-@pytest.mark.parametrize("name", ["ours, native", "flax nnx.RNN", "torch packed", "torch padded"])
+@pytest.mark.parametrize(
+    "name", ["ours, native", "flax nnx.RNN", "torch packed", "torch flipped", "torch padded"]
+)
 def test_implementation_is_the_float64_loop_and_its_step_moves_it(name, batch):
     if name.startswith("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed; it is in .[peers]")
@@ -85,10 +87,11 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     (tmp_path / "keras.py").write_text("raise ImportError('no keras here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     where = ["--cache", tmp_path, "--batch-size", 4, "--rounds", 1, "--out", tmp_path / "all.json"]
-    assert benchmark(*where, "--peers", "native", "keras on jax", "--epoch-steps", 1) == 0
+    assert benchmark(*where, "--peers", "native", "pallas", "keras on jax", "--epoch-steps", 1) == 0
     said = capsys.readouterr().out
     assert "keras on jax: unmeasured (no keras here)" in said
     assert "| keras on jax" not in said
+    assert "ours, pallas: unmeasured (it is for gpu)" in said
     *_, row, product, layers = said.splitlines()
     name, *_, epoch, one, starts, error, _, _ = [cell.strip() for cell in row.strip("|").split("|")]
     assert name == "ours, native"
@@ -130,7 +133,7 @@ def test_share_of_peak_counts_the_products_over_own_tokens():
     records = [record("numpy", "product", 0, 1.0, gflops=8.0), record("one", "layers", 1, 0.001)]
     # Three passes, two directions, 4 tokens, (128 + 64) x 256 and (128 + 64) x 256, times 2.
     gflop = 3 * 2 * 4 * 2 * (192 * 256) * 2 / 1e9
-    assert f"{100 * gflop / 0.001 / 8:.0f} % of that" in share_of_peak(records, work)
+    assert f"{100 * gflop / 0.001 / 8:.0f} % of that" in share_of_peak(records, work, ModelConfig())
 
 
 def test_growth_table_has_a_row_for_each_setting():
@@ -149,7 +152,7 @@ def test_growth_table_has_a_row_for_each_setting():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--peers", "toch"], "--peers must be parts of ours, native, ours, scan"),
+        (["--peers", "toch"], "--peers must be parts of ours, native, ours, pallas"),
         (["--rounds", "0"], "--rounds must be above 0, got 0"),
         (["--batch-size", "0"], "--batch-size must be above 0, got 0"),
         (["--epoch-steps", "-1"], "--epoch-steps must be at least 0, got -1"),

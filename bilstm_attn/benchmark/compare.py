@@ -21,7 +21,7 @@ from bilstm_attn.terminal import Show
 from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
-SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed once, on one step
+SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed on it alone
 SINGLE = 5  # single reviews a round
 
 
@@ -68,11 +68,15 @@ def _walk(
 class Worker:
     """An implementation in a process of its own."""
 
-    def __init__(self, name: str, file: Path, caches: Path, hidden_size: int, devices: int | None):
-        places = {"XDG_CACHE_HOME": str(caches), "JAX_COMPILATION_CACHE_DIR": str(caches / "jax")}
-        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | places
-        setting = (str(hidden_size), str(devices or 0))
-        command = [sys.executable, "-m", "bilstm_attn.benchmark.worker", name, str(file), *setting]
+    def __init__(self, name: str, file: Path, caches: Path, setting: dict[str, Any]):
+        environment = os.environ | {
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+            "JAX_PLATFORMS": "cuda" if setting["on_gpu"] else "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+            "XDG_CACHE_HOME": str(caches),
+        }
+        command = [sys.executable, "-m", "bilstm_attn.benchmark.worker"]
+        command += [name, str(file), json.dumps(setting)]
         self._begun = time.perf_counter()
         self._process = subprocess.Popen(
             command, stdin=-1, stdout=-1, stderr=-3, text=True, env=environment
@@ -88,14 +92,16 @@ class Worker:
             self._process.stdin.flush()
         return {"peer": self.name, "command": command, "round": number} | self._read()
 
-    def take_first_step(self, number: int) -> Record:
-        """Returns the seconds since the process began."""
-        record: Record = self.ask("train", number) | {"command": "start"}
-        if "missing" in record:
-            self.missing = record["missing"]
-            return record
-        self.slow = record["seconds"] > SLOW
-        return record | {"seconds": time.perf_counter() - self._begun}
+    def take_first_step(self, number: int) -> list[Record]:
+        """Returns the seconds since the process began; if it is slow, those of the step too."""
+        step = self.ask("train", 1)
+        self.missing = step.get("missing")
+        if self.missing is not None:
+            return []
+        self.slow = step["seconds"] > SLOW
+        seconds = time.perf_counter() - self._begun
+        start = step | {"command": "start", "round": number, "seconds": seconds}
+        return [start, step] if self.slow else [start]
 
     def end(self) -> None:
         """Ends the process."""
@@ -115,14 +121,14 @@ def start(
     show: Show,
     *,
     starts: int = 1,
-    hidden_size: int = ModelConfig().hidden_size,
-    devices: int | None = None,
+    **setting: Any,
 ) -> Iterator[tuple[list[Worker], list[Record]]]:
     """Yields the workers that took their first step, and the records of that; ends them all.
 
     Each has caches of its own. Of several starts the first finds them empty, the others what it
-    left there.
+    left there. `setting` is fields of the model's config, `devices` and `on_gpu`.
     """
+    setting = {"devices": None, "on_gpu": False} | setting
     workers: list[Worker] = []
     records: list[Record] = []
     with contextlib.ExitStack() as stack:
@@ -131,30 +137,38 @@ def start(
         for name in names:
             for number in range(starts):
                 caches = folder / name.replace(" ", "-")
-                worker = Worker(name, folder / "work.npz", caches, hidden_size, devices)
+                worker = Worker(name, folder / "work.npz", caches, setting)
                 stack.callback(worker.end)
                 if worker.missing is None:
-                    records.append(worker.take_first_step(number))
+                    records += worker.take_first_step(number)
                 if worker.missing is not None:
                     show.say(f"{name}: unmeasured ({worker.missing})")
                     break
-                if number + 1 < starts:
-                    worker.end()
-                else:
+                if worker.slow or number + 1 == starts:
                     workers.append(worker)
-        yield workers, [record for record in records if "missing" not in record]
+                    break
+                worker.end()
+        yield workers, records
 
 
 def compare(
-    names: Sequence[str], work: Work, show: Show, *, rounds: int, starts: int
+    names: Sequence[str],
+    work: Work,
+    show: Show,
+    *,
+    rounds: int,
+    starts: int,
+    config: ModelConfig,
+    on_gpu: bool = False,
 ) -> list[Record]:
     """Returns a record of every timed call.
 
     After the starts and a first call of each kind, the implementations take turns: in a round each
     takes a training step, then each an inference, and so on. The steps of an epoch come last.
     """
-    expected = reference_logits(make_params(ModelConfig()), work.batch)
-    with start(names, work, show, starts=starts) as (workers, records):
+    expected = reference_logits(make_params(config), work.batch)
+    setting = {"hidden_size": config.hidden_size, "products": config.products, "on_gpu": on_gpu}
+    with start(names, work, show, starts=starts, **setting) as (workers, records):
 
         def ask(worker: Worker, command: str, number: int) -> None:
             record = worker.ask(command, number)
@@ -164,11 +178,15 @@ def compare(
             if "missing" not in record:
                 records.append(record)
 
+        for worker in workers:
+            if worker.slow:
+                for command in ("logits", "one"):
+                    ask(worker, command, 1)
         with show.bar("rounds", rounds + 1, 0) as bar:
             for number in range(rounds + 1):
                 for command in ("train", "logits", "layers", *["one"] * SINGLE):
                     for worker in workers:
-                        if not worker.slow or number <= 1:
+                        if not worker.slow:
                             ask(worker, command, number)
                 records.append(multiply(number))
                 bar.advance(1)
@@ -248,12 +266,11 @@ def _spread(seconds: Sequence[float]) -> str:
     return f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"
 
 
-def share_of_peak(records: Sequence[Record], work: Work) -> str:
+def share_of_peak(records: Sequence[Record], work: Work, config: ModelConfig) -> str:
     """Returns lines that say how much of the machine's arithmetic our recurrent layers use.
 
     Counted are the products over the reviews' own tokens, once forward and twice backward.
     """
-    config = ModelConfig()
     peak = max(record["gflops"] for record in records if record["command"] == "product")
     rows = [size + config.hidden_size for size in (config.embedding_size, config.states_size)]
     tokens, gates = int(np.sum(work.batch.length)), 4 * config.hidden_size
@@ -281,10 +298,7 @@ def grow(
     with show.bar("settings", len(settings), 0) as bar:
         for setting in settings:
             work = make_work(setting["reviews"], setting["tokens"])
-            sizes: Any = {
-                "hidden_size": setting["hidden"],
-                "devices": setting["devices"] or None,
-            }
+            sizes = {"hidden_size": setting["hidden"], "devices": setting["devices"] or None}
             with start(names, work, show, **sizes) as (workers, _):
                 for number in range(rounds + 1):
                     for worker in workers:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
-from bilstm_attn.encoder import Encoder, prepare_native
+from bilstm_attn.encoder import Encoder, prepare_native, refusal
 from bilstm_attn.evaluate import make_logits_step
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import CrossEntropy
@@ -27,18 +27,23 @@ from bilstm_attn.types import Batch, Params
 VOCABULARY = 10_000
 
 
+class Unmeasured(Exception):
+    """An implementation cannot run in this setting; says why."""
+
+
 class Setting(NamedTuple):
     """What else an implementation is made for."""
 
     config: ModelConfig
     rows: int  # divides the rows of every batch
-    devices: int | None  # devices or threads; None is all
+    devices: int | None = None  # devices or threads; None is all
+    on_gpu: bool = False
 
 
 class Peer(abc.ABC):
     """The model with given parameters. Public methods return when their work is done.
 
-    The constructor may raise `ImportError`, where its library is not installed.
+    The constructor may raise `Unmeasured`, or `ImportError` where its library is not installed.
     """
 
     @abc.abstractmethod
@@ -86,6 +91,11 @@ class Ours(Peer):
     def __init__(self, params: Params, setting: Setting):
         self._mesh = make_mesh(setting.rows, setting.devices)
         self._alone = make_mesh(1, 1)
+        kernel = {"native": "cpu", "pallas": "gpu"}.get(self.backend)
+        if kernel not in (None, jax.default_backend()):
+            raise Unmeasured(f"it is for {kernel}")
+        if reason := refusal(self.backend, setting.config):
+            raise Unmeasured(reason)
         if self.backend == "native":
             prepare_native()
         model = Model(setting.config, VOCABULARY, self.backend)
@@ -159,6 +169,12 @@ class Scan(Ours):
     """The scan with a derivative of its own."""
 
     backend = "scan"
+
+
+class Pallas(Ours):
+    """The kernel for GPUs."""
+
+    backend = "pallas"
 
 
 class Plain(Ours):
@@ -343,14 +359,16 @@ class TorchPadded(Peer):
     One dropout mask a layer, for both directions; the attention has a mask.
     """
 
-    packed: ClassVar[bool] = False
-
     def __init__(self, params: Params, setting: Setting):
         config = setting.config
         self._torch = torch = importlib.import_module("torch")
         if setting.devices is not None:
             torch.set_num_threads(setting.devices)
-        nn, packing, packed = torch.nn, importlib.import_module("torch.nn.utils.rnn"), self.packed
+        if setting.on_gpu and not torch.cuda.is_available():
+            raise Unmeasured("this torch sees no GPU")
+        self._device = torch.device("cuda" if setting.on_gpu else "cpu")
+        self._rounded = config.products == "bfloat16"
+        nn, run_layer = torch.nn, self.run_layer
 
         class Module(nn.Module):
             def __init__(self) -> None:
@@ -370,27 +388,24 @@ class TorchPadded(Peer):
                 self.logit = nn.Linear(config.dense_size, 1)
 
             def forward(self, tokens: Any, lengths: Any) -> Any:
-                x, steps, last = self.embedding(tokens), tokens.shape[1], None
+                x, query = self.embedding(tokens), None
                 for lstm in self.layers:
-                    x = x * self.noise(torch.ones_like(x[:, :1]))
-                    if packed:
-                        x = packing.pack_padded_sequence(
-                            x, lengths, batch_first=True, enforce_sorted=False
-                        )
-                    x, (last, _) = lstm(x)
-                    if packed:
-                        x, _ = packing.pad_packed_sequence(x, batch_first=True, total_length=steps)
-                assert last is not None
-                query = torch.cat([last[0], last[1]], dim=-1)
+                    x, query = run_layer(lstm, x * self.noise(torch.ones_like(x[:, :1])), lengths)
                 units = torch.tanh(self.of_states(x) + self.of_query(query)[:, None])
-                mask = torch.arange(steps)[None] < lengths[:, None]
-                scores = self.vector(units)[..., 0].masked_fill(~mask, -1e9)
+                mask = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
+                scores = self.vector(units)[..., 0].float().masked_fill(~mask, -1e9)
                 context = (torch.softmax(scores, dim=1)[..., None] * x).sum(dim=1)
-                return self.logit(self.head_noise(torch.relu(self.dense(context))))[:, 0]
+                return self.logit(self.head_noise(torch.relu(self.dense(context))))[:, 0].float()
 
-        self._model: Any = Module()
+        self._model: Any = Module().to(self._device)
         self.fill(params)
         self._optimizer = torch.optim.Adam(self._model.parameters())
+
+    def run_layer(self, lstm: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
+        """Returns a layer's states `[b t d]` and the last ones `[b d]`."""
+        del lengths
+        states, (last, _) = lstm(x)
+        return states, self._torch.cat([last[0], last[1]], dim=-1)
 
     def fill(self, params: Params) -> None:
         """Copies them into the module's, whose matrices are transposed."""
@@ -415,41 +430,84 @@ class TorchPadded(Peer):
         tensors = {name: self._torch.tensor(np.array(value)) for name, value in values.items()}
         self._model.load_state_dict(tensors)
 
-    def _read(self, batch: Batch) -> tuple[Any, Any]:
-        return tuple(
-            self._torch.from_numpy(np.array(part, np.int64))
+    def _compute(self, batch: Batch) -> Any:
+        tokens, lengths = (
+            self._torch.from_numpy(np.array(part, np.int64)).to(self._device)
             for part in (batch.tokens, batch.length)
         )
+        kind, bfloat16 = self._device.type, self._torch.bfloat16
+        with self._torch.autocast(kind, dtype=bfloat16, enabled=self._rounded):
+            return self._model(tokens, lengths)
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits."""
         self._model.eval()
         with self._torch.inference_mode():
-            return self._model(*self._read(batch)).numpy()
+            return self._compute(batch).cpu().numpy()
 
     def train(self, batch: Batch) -> None:
         """Takes a step."""
         self._model.train()
         self._optimizer.zero_grad()
-        labels = self._torch.tensor(np.asarray(batch.label, np.float32))
+        labels = self._torch.tensor(np.asarray(batch.label, np.float32), device=self._device)
         loss = self._torch.nn.functional.binary_cross_entropy_with_logits
-        loss(self._model(*self._read(batch)), labels).backward()
+        loss(self._compute(batch), labels).backward()
         self._optimizer.step()
+        if self._device.type == "cuda":
+            self._torch.cuda.synchronize()
 
 
 class TorchPacked(TorchPadded):
     """The same on packed sequences, as its documentation says to: it knows the lengths."""
 
-    packed = True
+    def run_layer(self, lstm: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
+        """Returns a layer's states `[b t d]` and the last ones `[b d]`."""
+        packing = self._torch.nn.utils.rnn
+        packed = packing.pack_padded_sequence(
+            x, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, query = super().run_layer(lstm, packed, lengths)
+        states, _ = packing.pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+        return states, query
+
+
+class TorchFlipped(TorchPadded):
+    """The same, each direction by itself, the backward one on rows turned within their length.
+
+    It knows the lengths without packing, so that cuDNN may take its fastest way.
+    """
+
+    def run_layer(self, lstm: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
+        """Returns a layer's states `[b t d]` and the last ones `[b d]`."""
+        torch = self._torch
+        steps = torch.arange(x.shape[1], device=x.device)[None]
+        own = steps < lengths[:, None]
+        turn = torch.where(own, lengths[:, None] - 1 - steps, steps)[..., None]
+        ends = (lengths - 1).clamp(min=0)[:, None, None]
+        zero = x.new_zeros(1, x.shape[0], lstm.hidden_size)
+        walks, last = [], []
+        for ending in ("l0", "l0_reverse"):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [getattr(lstm, f"{name}_{ending}") for name in names]
+            read = x if ending == "l0" else x.gather(1, turn.expand_as(x))
+            # Has biases, 1 layer, no dropout, trains or not, not both ways, batch first.
+            options = (True, 1, 0.0, self._model.training, False, True)
+            states, *_ = torch.lstm(read, (zero, zero), weights, *options)
+            last.append(states.gather(1, ends.expand(-1, 1, states.shape[2]))[:, 0])
+            back = states if ending == "l0" else states.gather(1, turn.expand_as(states))
+            walks.append(back * own[..., None])
+        return torch.cat(walks, dim=-1), torch.cat(last, dim=-1)
 
 
 PEERS: dict[str, type[Peer]] = {
     "ours, native": Native,
+    "ours, pallas": Pallas,
     "ours, scan": Scan,
     "ours, plain": Plain,
     "flax nnx.RNN": Flax,
     "keras on jax": KerasOnJax,
     "keras on tensorflow": KerasOnTensorFlow,
     "torch padded": TorchPadded,
+    "torch flipped": TorchFlipped,
     "torch packed": TorchPacked,
 }

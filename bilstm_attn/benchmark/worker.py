@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bilstm_attn.benchmark.peers import PEERS, VOCABULARY, Peer, Setting
+from bilstm_attn.benchmark.peers import PEERS, VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.model import Model
 from bilstm_attn.types import Batch, Params
@@ -96,15 +96,19 @@ def answer(command: str, peer: Peer, work: Work) -> dict[str, Any]:
     }
 
 
-def main(name: str, file: str, hidden_size: str, devices: str) -> None:
-    """Makes the implementation, then answers a line for each line read."""
+def main(name: str, file: str, setting: str) -> None:
+    """Makes the implementation, then answers a line for each line read.
+
+    `setting` is JSON: fields of the model's config, and `devices` and `on_gpu`.
+    """
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    work, config = load_work(Path(file)), ModelConfig(hidden_size=int(hidden_size))
-    setting = Setting(config, work.rows, int(devices) or None)
+    sizes = json.loads(setting)
+    devices, on_gpu = sizes.pop("devices"), sizes.pop("on_gpu")
+    work, config = load_work(Path(file)), ModelConfig(**sizes)
     params = make_params(config)
     try:
-        peer = PEERS[name](params, setting)
-    except ImportError as error:
+        peer = PEERS[name](params, Setting(config, work.rows, devices, on_gpu))
+    except (ImportError, Unmeasured) as error:
         print(json.dumps({"missing": str(error)}), file=out, flush=True)
         return
     print(json.dumps({}), file=out, flush=True)
