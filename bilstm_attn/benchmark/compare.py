@@ -23,6 +23,7 @@ from bilstm_attn.types import Batch, Params
 Record = dict[str, Any]
 SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed on it alone
 SINGLE = 5  # single reviews a round
+REST = 0.3  # seconds before a call: some libraries' threads spin a while after their work
 
 
 def reference_logits(params: Params, batch: Batch) -> np.ndarray:
@@ -86,6 +87,7 @@ class Worker:
 
     def ask(self, command: str, number: int = 0) -> Record:
         """Returns what the worker measured while it ran `command`; `number` is the round."""
+        time.sleep(REST)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its process has ended: the answer says so
             self._process.stdin.write(command + "\n")
@@ -250,7 +252,7 @@ def table(records: Sequence[Record], steps_an_epoch: float) -> str:
             ", ".join(f"{s:.1f}" for s in values_of(records, name, "start", first=0)),
             f"{max(values_of(records, name, 'logits', 'error', first=0)):.0e}",
             _median(values_of(records, name, "train", "faults"), ",.0f"),
-            f"{max(r['peak_mib'] for r in records if r['peer'] == name):,.0f}",
+            f"{max(values_of(records, name, 'train', 'peak_mib')):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -118,17 +118,18 @@ class Ours(Peer):
 
     def train(self, batch: Batch) -> None:
         """Takes a step."""
-        self._take_step((batch,))
+        self._begin_step((batch,))
+        jax.block_until_ready(self._state)
 
     def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
-        """Takes a step on each batch, in its groups, as `scripts/train.py` does."""
+        """Takes a step on each batch, in its groups, and waits once, as `scripts/train.py` does."""
         for groups in batches:
-            self._take_step(groups)
+            self._begin_step(groups)
+        jax.block_until_ready(self._state)
 
-    def _take_step(self, groups: tuple[Batch, ...]) -> None:
+    def _begin_step(self, groups: tuple[Batch, ...]) -> None:
         placed = place_rows(groups, self._mesh)
         self._state, _ = self._step(self._state, placed, jax.random.key(0))
-        jax.block_until_ready(self._state)
 
     def layers(self, batch: Batch) -> None:
         """Differentiates a sum over the states, in the layers' parameters and inputs."""
