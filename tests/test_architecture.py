@@ -21,6 +21,7 @@ ROOMS = [
     "data.batches",
     "dropout",
     "kernels.native",
+    "kernels.pallas",
     "recurrence",
     "cells",
     "encoder",

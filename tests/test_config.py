@@ -57,6 +57,8 @@ OTHER = Config(
         attention_size=6,
         dense_size=7,
         head_dropout=0.0,
+        products="bfloat16",
+        recompute_gates=True,
     ),
     optim=OptimConfig(
         learning_rate=0.1,
