@@ -23,7 +23,6 @@ from bilstm_attn.types import Batch, Params
 Record = dict[str, Any]
 SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed on it alone
 SINGLE = 5  # single reviews a round
-REST = 0.3  # seconds before a call: some libraries' threads spin a while after their work
 
 
 def reference_logits(params: Params, batch: Batch) -> np.ndarray:
@@ -87,7 +86,6 @@ class Worker:
 
     def ask(self, command: str, number: int = 0) -> Record:
         """Returns what the worker measured while it ran `command`; `number` is the round."""
-        time.sleep(REST)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its process has ended: the answer says so
             self._process.stdin.write(command + "\n")
@@ -96,7 +94,7 @@ class Worker:
 
     def take_first_step(self, number: int) -> list[Record]:
         """Returns the seconds since the process began; if it is slow, those of the step too."""
-        step = self.ask("train", 1)
+        step = self.ask("first step", 1) | {"command": "train"}
         self.missing = step.get("missing")
         if self.missing is not None:
             return []

@@ -72,6 +72,7 @@ def make_params(config: ModelConfig) -> Params:
 
 
 COMMANDS: dict[str, Callable[[Peer, Work], Any]] = {
+    "first step": lambda peer, work: peer.train(work.batch),
     "train": lambda peer, work: peer.train(work.batch),
     "logits": lambda peer, work: peer.logits(work.batch),
     "one": lambda peer, work: peer.logits(work.one),
@@ -81,12 +82,18 @@ COMMANDS: dict[str, Callable[[Peer, Work], Any]] = {
 
 
 def answer(command: str, peer: Peer, work: Work) -> dict[str, Any]:
-    """Runs a command; returns seconds, page faults, peak memory, and the logits if any."""
-    before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    """Runs a command; returns seconds, page faults, peak memory, and the logits if any.
+
+    All but the first step and an epoch run once before, so that they are timed as in a loop: what
+    memory a process gave back, it gets again the faster the less has happened since.
+    """
     try:
-        result = COMMANDS[command](peer, work)
+        if command not in ("first step", "epoch"):
+            COMMANDS[command](peer, work)
     except NotImplementedError:
         return {"missing": True}
+    before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    result = COMMANDS[command](peer, work)
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": seconds,

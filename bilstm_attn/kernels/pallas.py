@@ -3,9 +3,9 @@
     z[t] = (noise x[t]) W + b + h U;   i, f, g, o = split(z)
     c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
 
-for t < length. The products with W, of no step's business, come before the kernel, for all times
-at once, and so does the gradient of U after it. A program of the grid is a direction and a tile of
-rows; it stops at its tile's longest row.
+for t < length. What needs no earlier step stays outside of the kernel, for all times at once: the
+products with W before it, and the gradient of U after its backward pass. A program of the grid is
+a direction and a tile of rows; it stops at its tile's longest row.
 
 Tested in Pallas' interpreter and lowered for CUDA; never run on a GPU. jax 0.11 and later warn that
 what it is lowered by, Triton within Pallas, will go; Pallas' Mosaic GPU or jax-triton replace it.
@@ -101,14 +101,6 @@ def _dot(left: Array, right: Array, products: Products, interpret: bool) -> Arra
     return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _tanh(x: Array) -> Array:
-    return 2 / (1 + jnp.exp(-2 * x)) - 1
-
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + jnp.exp(-x))
-
-
 def _tile(lengths_ref: Any) -> tuple[Any, Any, Array, Array]:
     """Returns this program's direction, its rows, their lengths, and the longest of these."""
     rows = pl.ds(pl.program_id(1) * TILE, TILE)
@@ -135,9 +127,9 @@ def _forward_kernel(
             projected_ref[way, t, rows, gate, :] + _dot(h, recurrent[gate], products, interpret)
             for gate in range(GATES)
         )
-        i, f, g, o = _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
+        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         cell = f * c + i * g
-        state = o * _tanh(cell)
+        state = o * jnp.tanh(cell)
         own = (t < lengths)[:, None]
         h, c = jnp.where(own, state, h), jnp.where(own, cell, c)
         states_ref[way, t, rows, :] = jnp.where(own, state, 0)
@@ -179,7 +171,7 @@ def _backward_kernel(
         at = jnp.clip(before, 0, longest - 1)
         c_before = jnp.where(begins[:, None], 0, cells_ref[way, at, rows, :])
         i, f, g, o = (gates_ref[way, t, rows, gate, :] for gate in range(GATES))
-        squashed = _tanh(f * c_before + i * g)
+        squashed = jnp.tanh(f * c_before + i * g)
         of_state = of_h + of_states_ref[way, t, rows, :]
         of_cell = of_c + of_state * o * (1 - squashed * squashed)
         of_gates = (
