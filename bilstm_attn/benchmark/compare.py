@@ -94,7 +94,7 @@ class Worker:
 
     def take_first_step(self, number: int) -> list[Record]:
         """Returns the seconds since the process began; if it is slow, those of the step too."""
-        step = self.ask("first step", 1) | {"command": "train"}
+        step: Record = self.ask("first step", 1) | {"command": "train"}
         self.missing = step.get("missing")
         if self.missing is not None:
             return []
