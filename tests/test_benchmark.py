@@ -86,8 +86,8 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     write_cache(tmp_path)
     (tmp_path / "keras.py").write_text("raise ImportError('no keras here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    where = ["--cache", tmp_path, "--batch-size", 4, "--rounds", 1, "--out", tmp_path / "all.json"]
-    assert benchmark(*where, "--peers", "native", "pallas", "keras on jax", "--epoch-steps", 1) == 0
+    where = ["--cache", tmp_path, "--batch-size", 4, "--quick", "--out", tmp_path / "all.json"]
+    assert benchmark(*where, "--peers", "native", "pallas", "keras on jax") == 0
     said = capsys.readouterr().out
     assert "keras on jax: unmeasured (no keras here)" in said
     assert "| keras on jax" not in said
@@ -95,9 +95,9 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     *_, row, product, layers = said.splitlines()
     name, *_, epoch, one, starts, error, _, _ = [cell.strip() for cell in row.strip("|").split("|")]
     assert name == "ours, native"
-    assert len(epoch.split(", ")) == 2
+    assert epoch == "–"
     assert float(one) > 0
-    assert len(starts.split(", ")) == 2  # with empty caches, and with what the first left
+    assert float(starts) > 0
     assert 0 < float(error) < 5e-6
     assert "GFLOP/s" in product
     assert layers.startswith("ours, native: the recurrent layers")
