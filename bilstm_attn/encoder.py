@@ -21,6 +21,8 @@ from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
 
 KERNELS = (LSTM,)  # what `native` and `pallas` run: these classes, not what derives from them
 
+MADE_FOR = {"native": "cpu", "pallas": "gpu"}  # the others run on every device
+
 
 def refusal(backend: Backend, config: ModelConfig) -> str | None:
     """Returns why `backend` cannot run this model, or None."""

@@ -18,7 +18,7 @@ from bilstm_attn.data.cache import (
     default_cache_dir,
     prepare_tokens,
 )
-from bilstm_attn.encoder import prepare_native, refusal
+from bilstm_attn.encoder import MADE_FOR, prepare_native, refusal
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
 from bilstm_attn.kernels.native import UnavailableError, cpu_digest
@@ -174,7 +174,7 @@ def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend
     """
     device = jax.default_backend()
     kernel: Backend = "native" if wanted == "auto" else wanted
-    made_for = {"native": "cpu", "pallas": "gpu"}.get(kernel, device)
+    made_for = MADE_FOR.get(kernel, device)
     if device != made_for:
         reason = f"it is for {made_for}, not {device}"
     elif (reason := refusal(kernel, config.model)) is None:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
-from bilstm_attn.encoder import Encoder, prepare_native, refusal
+from bilstm_attn.encoder import MADE_FOR, Encoder, prepare_native, refusal
 from bilstm_attn.evaluate import make_logits_step
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import CrossEntropy
@@ -69,7 +69,7 @@ class Peer(abc.ABC):
 
     def layers(self, batch: Batch) -> None:
         """Runs the recurrent layers alone, with dropout, forward and backward."""
-        raise NotImplementedError
+        raise Unmeasured("its layers are not timed by themselves")
 
 
 def join(groups: Sequence[Batch]) -> Batch:
@@ -91,9 +91,9 @@ class Ours(Peer):
     def __init__(self, params: Params, setting: Setting):
         self._mesh = make_mesh(setting.rows, setting.devices)
         self._alone = make_mesh(1, 1)
-        kernel = {"native": "cpu", "pallas": "gpu"}.get(self.backend)
-        if kernel not in (None, jax.default_backend()):
-            raise Unmeasured(f"it is for {kernel}")
+        made_for = MADE_FOR.get(self.backend)
+        if made_for not in (None, jax.default_backend()):
+            raise Unmeasured(f"it is for {made_for}")
         if reason := refusal(self.backend, setting.config):
             raise Unmeasured(reason)
         if self.backend == "native":

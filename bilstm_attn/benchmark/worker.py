@@ -90,8 +90,8 @@ def answer(command: str, peer: Peer, work: Work) -> dict[str, Any]:
     try:
         if command not in ("first step", "epoch"):
             COMMANDS[command](peer, work)
-    except NotImplementedError:
-        return {"missing": True}
+    except Unmeasured as error:
+        return {"missing": str(error)}
     before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     result = COMMANDS[command](peer, work)
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
