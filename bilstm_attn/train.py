@@ -51,9 +51,14 @@ def zero_sums() -> Sums:
 
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Returns the state before the first step."""
-    params = model.init(stream(jax.random.key(seed), "params"))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
+    """Returns the state before the first step, made by one compiled program."""
+
+    @jax.jit
+    def make(key: Key[Array, ""]) -> TrainState:
+        params = model.init(stream(key, "params"))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
+
+    return make(jax.random.key(seed))
 
 
 def make_train_step(

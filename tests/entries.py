@@ -11,12 +11,13 @@ from bilstm_attn.encoder import prepare_native
 from bilstm_attn.pooling import POOLINGS
 
 SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
-TABLES = {"cell": CELLS, "attention": ATTENTIONS, "pooling": POOLINGS}
 DEFAULT = ModelConfig(**SMALL)
 CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
+# What stands above the layers does not see how many they are: one compiles sooner.
+TABLES = {"cell": (CELLS, 2), "attention": (ATTENTIONS, 1), "pooling": (POOLINGS, 1)}
 CONFIGS |= {
-    f"{field}-{name}": dataclasses.replace(DEFAULT, **{field: name})
-    for field, table in TABLES.items()
+    f"{field}-{name}": dataclasses.replace(DEFAULT, layers=layers, **{field: name})
+    for field, (table, layers) in TABLES.items()
     for name in table
     if getattr(DEFAULT, field) != name
 }

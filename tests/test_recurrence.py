@@ -43,11 +43,12 @@ def test_gradient_at_padding_is_exactly_zero(name, reverse):
     graph, params = make_cell(name)
 
     @jax.jit
-    def loss(inputs):
+    @jax.grad
+    def gradient_of(inputs):
         states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
         return jnp.sin(states).sum() + jnp.sin(last).sum()
 
-    gradient = np.asarray(jax.grad(loss)(random_inputs()))
+    gradient = np.asarray(gradient_of(random_inputs()))
     padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
     assert (gradient[padding] == 0).all()
     assert (gradient[~padding] != 0).all()
@@ -92,9 +93,10 @@ def test_own_derivative_is_jaxs(name, reverse, noisy):
         return jnp.sin(states).sum() + jnp.cos(last).sum()
 
     own, jaxs = (
-        jax.value_and_grad(partial(loss, backend), (0, 1, 2))(params, random_inputs(), noise)
+        jax.jit(jax.value_and_grad(partial(loss, backend), (0, 1, 2)))
         for backend in ("scan", "plain")
     )
+    own, jaxs = own(params, random_inputs(), noise), jaxs(params, random_inputs(), noise)
     # float32 rounding: the weights' gradients are sums of some hundred terms of size 1.
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), own, jaxs)
 
@@ -137,6 +139,7 @@ def test_recomputed_gates_are_not_kept():
 def test_bfloat16_products_are_within_their_rounding_of_float32(name, reverse, backend):
     graph, params = make_cell(name, scale=0.5)
 
+    @partial(jax.jit, static_argnums=0)
     @partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
     def loss(products, params, inputs):
         precision = Precision(products=products)
@@ -173,9 +176,10 @@ def test_second_derivatives_are_differences_of_the_first(name, reverse):
     inputs, direction = random_inputs(), random_inputs(seed=5)
     plain, scan = (jax.grad(loss_of_inputs(name, reverse, way)) for way in ("plain", "scan"))
     nudge = 3e-3  # the error is of its square; float32 rounding is divided by it
-    above, below = (plain(inputs + sign * nudge * direction) for sign in (1, -1))
+    first = jax.jit(plain)
+    above, below = (first(inputs + sign * nudge * direction) for sign in (1, -1))
     for gradient in (plain, scan):
-        product = jax.jvp(gradient, (inputs,), (direction,))[1]
+        product = jax.jit(partial(jax.jvp, gradient))((inputs,), (direction,))[1]
         np.testing.assert_allclose(product, (above - below) / (2 * nudge), atol=1e-3)
 
 

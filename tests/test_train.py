@@ -60,10 +60,20 @@ def steps_on(devices, name="cell-lstm", objective="cross_entropy"):
     return optimizer, mesh, make_train_step(MODELS[name], OBJECTIVES[objective](), optimizer, mesh)
 
 
+@cache
+def made_state(name, seed):
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.01), STEPS)
+    return jax.device_get(initial_state(MODELS[name], optimizer, seed))
+
+
+def first_state(name, seed=0):
+    return jax.tree.map(jnp.array, made_state(name, seed))  # a step takes it for its own
+
+
 def train_on(devices, seed=0, key=7, batches=None, name="cell-lstm", **objective):
     """Returns the state and the sums of each of some steps."""
-    optimizer, mesh, step = steps_on(devices, name, **objective)
-    state = place_whole(initial_state(MODELS[name], optimizer, seed), mesh)
+    _, mesh, step = steps_on(devices, name, **objective)
+    state = place_whole(first_state(name, seed), mesh)
     sums = []
     for groups in first_batches(DATA, seed) if batches is None else batches:
         state, of_step = step(state, place_rows(groups, mesh), jax.random.key(key))
@@ -113,10 +123,9 @@ def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
     groups = read_batch(EXAMPLES, plan, DATA)
     assert sum(group.weight.sum() for group in groups) == 5
     optimizer, *_ = steps_on(4)
-    before = initial_state(MODEL, optimizer, 0)
+    before = first_state("cell-lstm")
     keys = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 8)
 
-    @jax.jit
     def loss(params):
         logits = []
         for group, chosen in zip(groups, (keys[:4], keys[4:]), strict=True):
@@ -126,9 +135,13 @@ def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
         signed = jnp.concatenate(logits) * (2.0 * labels - 1)
         return jnp.log1p(jnp.exp(-signed)).mean()
 
-    value, gradient = jax.value_and_grad(loss)(before.params)
-    updates, _ = optimizer.update(gradient, before.optimizer, before.params)
-    expected = jax.tree.map(jnp.add, before.params, updates)
+    @jax.jit
+    def one_step(before):
+        value, gradient = jax.value_and_grad(loss)(before.params)
+        updates, _ = optimizer.update(gradient, before.optimizer, before.params)
+        return value, jax.tree.map(jnp.add, before.params, updates)
+
+    value, expected = one_step(before)
     after, (sums,) = train_on(4, batches=[groups])
     assert sums.weight == 5
     assert sums.loss / sums.weight == pytest.approx(float(value), rel=1e-6)
@@ -137,11 +150,11 @@ def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
 
 
 def test_no_device_waits_for_another_inside_a_time_loop():
-    optimizer, mesh, step = steps_on(4)
+    _, mesh, step = steps_on(4)
     groups = place_rows(
         read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[0], DATA), mesh
     )
-    state = place_whole(initial_state(MODEL, optimizer, 0), mesh)
+    state = place_whole(first_state("cell-lstm"), mesh)
     program = step.lower(state, groups, jax.random.key(0)).compile().as_text()
     bodies = set(re.findall(r"body=%?([\w.-]+)", program))
     computations = {
@@ -174,8 +187,8 @@ def test_filler_and_unlabelled_rows_change_nothing():
 
 def test_a_gradient_that_is_not_finite_shows_in_the_loss():
     groups = read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, DATA, 0, 0)[0], DATA)
-    optimizer, mesh, step = steps_on(4)
-    state = initial_state(MODEL, optimizer, 0)
+    _, mesh, step = steps_on(4)
+    state = first_state("cell-lstm")
     state.params["logit"]["bias"] = jnp.full(1, jnp.inf, jnp.float32)
     _, sums = step(place_whole(state, mesh), place_rows(groups, mesh), jax.random.key(0))
     assert not np.isfinite(sums.loss)
