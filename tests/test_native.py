@@ -92,8 +92,7 @@ def test_values_are_the_loop_from_the_equations(size):
         np.testing.assert_allclose(result, np.concatenate(expected, axis=-1), atol=2e-6)
 
 
-@every_size
-@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize(("size", "noisy"), [(SIZES[1], False), *[(size, True) for size in SIZES]])
 def test_gradients_are_the_scans(size, noisy):
     layer = Layer(*size)
     found = layer.gradients("native", noisy)
@@ -172,6 +171,7 @@ def test_derivatives_it_has_not_are_errors():
 
 def test_two_builders_at_once_leave_one_library(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-O0", "-std=c++17", "-shared", "-fPIC"))  # soon done
     with ThreadPoolExecutor(2) as pool:
         one, other = (done.result() for done in [pool.submit(native._build) for _ in "ab"])
     assert one == other

@@ -36,12 +36,13 @@ def given(steps, rows, inputs_size):
     return inputs, lengths, jax.random.split(jax.random.key(0), rows)
 
 
+@partial(jax.jit, static_argnums=0)
 def value_and_gradients(run, params, inputs, lengths, keys):
     def loss(params, inputs):
         states, last = run(params, inputs, lengths, keys)
         return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, inputs)
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, inputs)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,10 @@ def test_it_stands_in_vmap_over_seeds_and_in_checkpoint():
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
     seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    together = jax.vmap(run, (0, None, None, None))(seeds, inputs, lengths, keys)
+    together = jax.jit(jax.vmap(run, (0, None, None, None)))(seeds, inputs, lengths, keys)
+    run_alone = jax.jit(run)
     for at, seed in enumerate((params, jax.tree.map(lambda leaf: 2 * leaf, params))):
-        alone = run(seed, inputs, lengths, keys)
+        alone = run_alone(seed, inputs, lengths, keys)
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_allclose(one[at], other, atol=1e-6)
     compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
