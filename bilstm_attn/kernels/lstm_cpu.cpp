@@ -141,17 +141,32 @@ inline void for_rows(int n, Arguments... arguments) {
   }
 }
 
-// One block of units after one token, for R rows.
+// One block of the inputs' part of z, for R tokens.
+template <int R>
+struct Project {
+  static void run(const float* read, size_t width, const float* panel, size_t depth, const float* bias,
+                  float* to, size_t to_stride) {
+    Vector z[R][GATES];
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) z[r][g] = load(bias + g * LANES);
+    multiply<R>(read, width, panel, depth, z);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) store(to + r * to_stride + g * LANES, z[r][g]);
+  }
+};
+
+// One block of units after one token, for R rows; z begins as `start`.
 template <int R>
 struct StepForward {
-  static void run(const float* read, size_t width, const float* panel, const float* bias, float* c,
-                  float* h, size_t units, float* saved, size_t saved_stride) {
+  static void run(const float* read, size_t width, const float* panel, size_t depth,
+                  const float* start, size_t start_stride, float* c, float* h, size_t units,
+                  float* saved, size_t saved_stride) {
     Vector z[R][GATES];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-      for (int g = 0; g < GATES; g++) z[r][g] = load(bias + g * LANES);
-    multiply<R>(read, width, panel, width, z);
+      for (int g = 0; g < GATES; g++) z[r][g] = load(start + r * start_stride + g * LANES);
+    multiply<R>(read, width, panel, depth, z);
     for (int r = 0; r < R; r++) {
       const Vector i = sigmoid(z[r][0]), f = sigmoid(z[r][1]), g = tanh(z[r][2]), o = sigmoid(z[r][3]);
       const Vector cell = f * load(c + r * units) + i * g;
@@ -301,48 +316,69 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
   float *states = states_->typed_data(), *last = last_->typed_data(), *saved = saved_->typed_data();
 
   Array panels(2 * blocks * width * PANEL), biases(2 * blocks * PANEL);
+  auto pack = [&](const float* from, float* to, size_t stride) {  // a row of gates into its panels
+    for (size_t j = 0; j < blocks; j++)
+      for (size_t g = 0; g < GATES; g++)
+        std::memcpy(to + j * stride + g * LANES, from + g * hidden + j * LANES,
+                    std::min<size_t>(LANES, hidden - j * LANES) * sizeof(float));
+  };
   for (int way = 0; way < 2; way++) {
     for (size_t k = 0; k < width; k++)
       if (const float* from = layer.kernel_row(way, k))
-        layer.for_gates([&](size_t column, size_t j, size_t place) {
-          *panels.at(((way * blocks + j) * width + k) * PANEL + place) = from[column];
-        });
-    layer.for_gates([&](size_t column, size_t j, size_t place) {
-      *biases.at((way * blocks + j) * PANEL + place) = layer.bias[way * GATES * hidden + column];
-    });
+        pack(from, panels.at((way * blocks * width + k) * PANEL), width * PANEL);
+    pack(layer.bias + way * GATES * hidden, biases.at(way * blocks * PANEL), PANEL);
   }
 
-  in_parallel(threads, layer.tiles, [&](size_t tile) {
+  in_parallel(threads, 2 * layer.tiles, [&](size_t part) {
+    const size_t tile = part / 2, way = part % 2;
     const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
     const size_t *row = &layer.row[first], *length = &layer.length[first], steps = length[0];
-    for (int way = 0; way < 2; way++) {
-      Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
-      size_t n = way ? 0 : rows;                                   // rows within their length
-      for (size_t step = 0; step < steps; step++) {
-        const size_t t = way ? steps - 1 - step : step;
-        if (way)
-          while (n < rows && length[n] > t) n++;
-        else
-          while (n > 0 && length[n - 1] <= t) n--;
-        for (size_t r = 0; r < n; r++) layer.read(way, t, row[r], read.at(r * width));
-        float* kept = saving ? saved + layer.saved(way, tile, t) : nullptr;
-        for (size_t r = 0; r < n; r += ROWS)
-          for (size_t j = 0; j < blocks; j++)
-            for_rows<StepForward>(n - r, read.at(r * width), width,
-                                  panels.at((way * blocks + j) * width * PANEL),
-                                  biases.at((way * blocks + j) * PANEL), c.at(r * units + j * LANES),
-                                  h.at(r * units + j * LANES), units,
-                                  kept ? kept + (r * blocks + j) * SAVED * LANES : nullptr,
-                                  blocks * SAVED * LANES);
-        for (size_t r = 0; r < n; r++) {
-          std::memcpy(read.at(r * width + inputs), h.at(r * units), hidden * sizeof(float));
-          std::memcpy(states + ((t * batch + row[r]) * 2 + way) * hidden, h.at(r * units),
-                      hidden * sizeof(float));
-        }
-      }
+    const float *panel = panels.at(way * blocks * width * PANEL), *bias = biases.at(way * blocks * PANEL);
+    Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
+
+    // Few rows do not fill the registers: their tokens do, if the inputs' part is computed before.
+    const bool ahead = rows < ROWS;
+    const size_t skipped = ahead ? inputs : 0, start_size = blocks * PANEL;
+    Array projected(ahead ? rows * steps * start_size : 0);  // [rows][steps][start_size]
+    if (ahead)
       for (size_t r = 0; r < rows; r++)
-        std::memcpy(last + (row[r] * 2 + way) * hidden, h.at(r * units), hidden * sizeof(float));
+        for (size_t t = 0; t < length[r]; t += ROWS) {
+          const size_t some = std::min<size_t>(ROWS, length[r] - t);
+          for (size_t k = 0; k < some; k++) layer.read(way, t + k, row[r], read.at(k * width));
+          for (size_t j = 0; j < blocks; j++)
+            for_rows<Project>(some, read.at(), width, panel + j * width * PANEL, inputs,
+                              bias + j * PANEL, projected.at((r * steps + t) * start_size + j * PANEL),
+                              start_size);
+        }
+
+    size_t n = way ? 0 : rows;  // rows within their length
+    for (size_t step = 0; step < steps; step++) {
+      const size_t t = way ? steps - 1 - step : step;
+      if (way)
+        while (n < rows && length[n] > t) n++;
+      else
+        while (n > 0 && length[n - 1] <= t) n--;
+      if (!ahead)
+        for (size_t r = 0; r < n; r++) layer.read(way, t, row[r], read.at(r * width));
+      float* kept = saving ? saved + layer.saved(way, tile, t) : nullptr;
+      const float* start = ahead ? projected.at(t * start_size) : bias;
+      for (size_t r = 0; r < n; r += ROWS)
+        for (size_t j = 0; j < blocks; j++)
+          for_rows<StepForward>(n - r, read.at(r * width + skipped), width,
+                                panel + (j * width + skipped) * PANEL, width - skipped,
+                                start + j * PANEL, ahead ? steps * start_size : 0,
+                                c.at(r * units + j * LANES), h.at(r * units + j * LANES), units,
+                                kept ? kept + (r * blocks + j) * SAVED * LANES : nullptr,
+                                blocks * SAVED * LANES);
+      for (size_t r = 0; r < n; r++) {
+        std::memcpy(read.at(r * width + inputs), h.at(r * units), hidden * sizeof(float));
+        std::memcpy(states + ((t * batch + row[r]) * 2 + way) * hidden, h.at(r * units),
+                    hidden * sizeof(float));
+      }
     }
+    for (size_t r = 0; r < rows; r++)
+      std::memcpy(last + (row[r] * 2 + way) * hidden, h.at(r * units), hidden * sizeof(float));
+    if (way) return;
     for (size_t t = length[rows - 1]; t < layer.steps; t++)
       for (size_t r = rows; r-- > 0 && length[r] <= t;)
         std::memset(states + (t * batch + row[r]) * 2 * hidden, 0, 2 * hidden * sizeof(float));
@@ -486,20 +522,24 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
     for (size_t tile = chain; tile < layer.tiles; tile += chains) work(chain, tile);
   });
 
+  auto add_up = [&](const Array& sums, size_t size) {  // all chains into the first
+    for (size_t chain = 1; chain < chains; chain++)
+      for (size_t k = 0; k < size; k += LANES)
+        store(sums.at(k), load(sums.at(k)) + load(sums.at(chain * size + k)));
+  };
+  add_up(kernel_sums, 2 * kernel_size);
+  add_up(bias_sums, 2 * bias_size);
+  auto unpack = [&](const float* from, size_t stride, float* to) {  // a row of gates from its panels
+    for (size_t j = 0; j < blocks; j++)
+      for (size_t g = 0; g < GATES; g++)
+        std::memcpy(to + g * hidden + j * LANES, from + j * stride + g * LANES,
+                    std::min<size_t>(LANES, hidden - j * LANES) * sizeof(float));
+  };
   for (int way = 0; way < 2; way++) {
-    auto total = [&](const Array& sums, size_t size, size_t place) {
-      float sum = 0;
-      for (size_t chain = 0; chain < chains; chain++) sum += *sums.at((chain * 2 + way) * size + place);
-      return sum;
-    };
     for (size_t k = 0; k < inputs + hidden; k++)
-      layer.for_gates([&](size_t column, size_t j, size_t place) {
-        of_kernel_->typed_data()[(way * (inputs + hidden) + k) * columns + column] =
-            total(kernel_sums, kernel_size, (j * width + k) * PANEL + place);
-      });
-    layer.for_gates([&](size_t column, size_t j, size_t place) {
-      of_bias_->typed_data()[way * columns + column] = total(bias_sums, bias_size, j * PANEL + place);
-    });
+      unpack(kernel_sums.at((way * blocks * width + k) * PANEL), width * PANEL,
+             of_kernel_->typed_data() + (way * (inputs + hidden) + k) * columns);
+    unpack(bias_sums.at(way * blocks * PANEL), PANEL, of_bias_->typed_data() + way * columns);
   }
   return ffi::Error::Success();
 }
