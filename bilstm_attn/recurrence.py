@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bilstm_attn.config import Backend
+from bilstm_attn.derivatives import reverse_only
 from bilstm_attn.kernels import native, pallas
 from bilstm_attn.types import (
     Hidden,
@@ -97,9 +98,11 @@ def recur(
     """
     steps, batch_size, _ = inputs.shape
     mask = length_mask(lengths, steps)
-    walk = {"plain": _walk_plainly, "scan": _walk}[backend]
-    loop = _Loop(type(cell), reverse, precision)
-    return walk(loop, cell.weights(), cell.initial(batch_size), inputs, noise, mask)
+    loop, weights = _Loop(type(cell), reverse, precision), cell.weights()
+    if backend == "plain":
+        return _walk_plainly(loop, weights, cell.initial(batch_size), inputs, noise, mask)
+    weights, inputs, noise = reverse_only(backend, (weights, inputs, noise))
+    return _walk(loop, weights, cell.initial(batch_size), inputs, noise, mask)
 
 
 def recur_both_ways(
@@ -124,6 +127,7 @@ def recur_both_ways(
     if backend in ("native", "pallas"):
         kernels, biases = map(jnp.stack, zip(forward.weights(), backward.weights(), strict=True))
         noise = jnp.zeros(0, jnp.float32) if noises is None else jnp.stack(noises)
+        inputs, kernels, biases, noise = reverse_only(backend, (inputs, kernels, biases, noise))
         if backend == "native":
             return native.lstm(inputs, lengths, kernels, biases, noise)
         on_cpu = jax.default_backend() == "cpu"

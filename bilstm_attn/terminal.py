@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -135,21 +134,6 @@ def parse(
         lines = [line for line in lines if line and not re.match("[╭╰─]", line)]
         message = " ".join(line for line in lines if "full helptext" not in line)
         raise UserError(f"{message.rstrip('.')}; see {program} --help") from None
-
-
-def use_huge_pages() -> None:
-    """Starts the script again with memory in huge pages, where glibc has them and nobody set them.
-
-    XLA on CPU allocates a step's temporaries anew each time, hundreds of megabytes: with small
-    pages, the faults alone take a fifth to a third of a training step.
-    """
-    library, version = platform.libc_ver()
-    has_them = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-    is_the_program = sys.argv[0] in sys.orig_argv  # else a notebook would be started again
-    if has_them and is_the_program and "GLIBC_TUNABLES" not in os.environ:
-        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        with contextlib.suppress(OSError):
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from bilstm_attn.config import DataConfig, ModelConfig, require
 from bilstm_attn.data.cache import DataPlaces, prepare_tokens
+from bilstm_attn.process import use_cuda_graphs
 from bilstm_attn.terminal import Show, parse, run_script
 
 
@@ -123,4 +124,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    use_cuda_graphs()
     run_script(main)

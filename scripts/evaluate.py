@@ -8,7 +8,8 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.config import BackendChoice
 from bilstm_attn.data.cache import DataPlaces
-from bilstm_attn.terminal import parse, run_script, use_huge_pages
+from bilstm_attn.process import set_up_process
+from bilstm_attn.terminal import parse, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,5 +43,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    set_up_process()
     run_script(main)

@@ -9,7 +9,8 @@ from tyro.conf import arg
 from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
 from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.errors import UserError
-from bilstm_attn.terminal import parse, run_script, use_huge_pages
+from bilstm_attn.process import set_up_process
+from bilstm_attn.terminal import parse, run_script
 
 RECIPES = Path(__file__).parent.parent / "configs"
 
@@ -67,5 +68,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    set_up_process()
     run_script(main)

@@ -133,9 +133,12 @@ def on_an_abstract_gpu():
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def test_second_derivatives_are_an_error_that_names_who_has_them():
+def test_derivatives_it_has_not_are_errors_that_name_who_has_them():
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
+    forward = partial(jax.jvp, lambda params: run(params, inputs, lengths, keys)[1])
+    says = "backend pallas has no forward mode; use backend plain"
+    assert error_of(forward, (params,), (params,)) == says
     gradient = jax.grad(lambda inputs: run(params, inputs, lengths, keys)[1].sum())
     says = "backend pallas has no second derivatives; use backend scan or plain"
     assert error_of(jax.jvp, gradient, (inputs,), (inputs,)) == says

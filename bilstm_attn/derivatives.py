@@ -1,0 +1,47 @@
+"""A clear error where a derivative is asked for that a backend has not.
+
+A `jax.custom_vjp` function has no forward mode, and JAX's own error says neither which part of a
+model that is nor who has one.
+"""
+
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+from bilstm_attn.errors import UserError
+
+Tree = TypeVar("Tree")
+
+
+def reverse_only(backend: str, tree: Tree) -> Tree:
+    """Returns `tree`; raises a `UserError` where it is differentiated in forward mode.
+
+    Reverse mode transposes the tangent's identity, below, and forward mode computes it.
+    """
+    return jax.tree.map(partial(_identity, backend), tree)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _identity(backend: str, array: Array) -> Array:
+    return array
+
+
+@_identity.defjvp
+def _mark(backend: str, primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+    return primals[0], _tangent.bind(tangents[0], backend=backend)
+
+
+def _refuse(*_: Any, backend: str) -> Any:
+    raise UserError(f"backend {backend} has no forward mode; use backend plain")
+
+
+_tangent = Primitive("tangent_in_reverse_mode_only")
+_tangent.def_impl(_refuse)
+_tangent.def_abstract_eval(lambda tangent, *, backend: tangent)
+ad.deflinear2(_tangent, lambda cotangent, tangent, *, backend: [cotangent])
+batching.defvectorized(_tangent)
+mlir.register_lowering(_tangent, _refuse)
