@@ -1,6 +1,7 @@
 """Times ours beside other implementations: `python scripts/benchmark.py [--quick]`."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,10 +25,10 @@ class Arguments:
     """Implementations to time, by a part of their names; none given: all."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where all of them run."""
-    hidden_size: int = 64
-    """Hidden units of one direction."""
-    products: Literal["float32", "bfloat16"] = "float32"
-    """What ours and torch's compute products in."""
+    hidden_size: tuple[int, ...] = (64,)
+    """Hidden units of one direction; several make a table each."""
+    products: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """What ours and torch's compute products in; both make a table each."""
     batch_size: int = 256
     """Reviews in the batch, padded to 500 tokens."""
     lengths: Literal["all", "full"] = "all"
@@ -57,6 +58,8 @@ def main(arguments: list[str]) -> int:
     )
     require(parsed.rounds > 0, f"--rounds must be above 0, got {parsed.rounds}")
     require(parsed.batch_size > 0, f"--batch-size must be above 0, got {parsed.batch_size}")
+    for size in parsed.hidden_size:
+        require(size > 0, f"--hidden-size must be above 0, got {size}")
     require(parsed.epoch_steps >= 0, f"--epoch-steps must be at least 0, got {parsed.epoch_steps}")
     from bilstm_attn.benchmark import compare  # after parsing: jax takes seconds to import
     from bilstm_attn.benchmark.peers import PEERS
@@ -105,19 +108,24 @@ def main(arguments: list[str]) -> int:
             f"{int(work.one.length[0])}; an epoch of {len(rows):,} reviews, by {len(work.epoch)} "
             "steps of it"
         )
-        config = ModelConfig(hidden_size=parsed.hidden_size, products=parsed.products)
-        records = compare.compare(
-            names,
-            work,
-            show,
-            rounds=3 if parsed.quick else parsed.rounds,
-            starts=1 if parsed.quick else 2,
-            config=config,
-            on_gpu=parsed.device == "gpu",
-        )
         steps_an_epoch = -(-len(rows) // parsed.batch_size)
-        show.say(compare.table(records, steps_an_epoch / max(len(work.epoch), 1)))
-        show.say(compare.share_of_peak(records, work, config))
+        records = []
+        for size, products in itertools.product(parsed.hidden_size, parsed.products):
+            config = ModelConfig(hidden_size=size, products=products)
+            measured = compare.compare(
+                names,
+                work,
+                show,
+                rounds=3 if parsed.quick else parsed.rounds,
+                starts=1 if parsed.quick else 2,
+                config=config,
+                on_gpu=parsed.device == "gpu",
+            )
+            show.say(f"{size} hidden units, products in {products}")
+            show.say(compare.table(measured, steps_an_epoch / max(len(work.epoch), 1)))
+            show.say(compare.share_of_peak(measured, work, config))
+            setting = {"hidden": size, "products": products}
+            records += [{"setting": setting} | record for record in measured]
     if parsed.out:
         parsed.out.write_text(json.dumps(records))
     return 0

@@ -156,6 +156,7 @@ def test_growth_table_has_a_row_for_each_setting():
         (["--peers", "toch"], "--peers must be parts of ours, native, ours, pallas"),
         (["--rounds", "0"], "--rounds must be above 0, got 0"),
         (["--batch-size", "0"], "--batch-size must be above 0, got 0"),
+        (["--hidden-size", "64", "0"], "--hidden-size must be above 0, got 0"),
         (["--epoch-steps", "-1"], "--epoch-steps must be at least 0, got -1"),
     ],
 )
