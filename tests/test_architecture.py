@@ -42,6 +42,11 @@ ROOMS = [
     "report",
     "train",
     "session",
+    "benchmark.peer",
+    "benchmark.ours",
+    "benchmark.flax_peer",
+    "benchmark.keras_peer",
+    "benchmark.torch_peer",
     "benchmark.peers",
     "benchmark.worker",
     "benchmark.compare",
@@ -55,8 +60,16 @@ LIBRARIES = {
     "sklearn": {"linear"},
     "scipy": {"linear"},
     "tyro": {"terminal"},
-    "optax": {"objectives", "optim", "train", "benchmark.peers"},
-    "flax": {"cells", "encoder", "attention", "pooling", "model", "benchmark.peers"},
+    "optax": {"objectives", "optim", "train", "benchmark.flax_peer"},
+    "flax": {
+        "cells",
+        "encoder",
+        "attention",
+        "pooling",
+        "model",
+        "benchmark.ours",
+        "benchmark.flax_peer",
+    },
 }
 
 

@@ -8,7 +8,9 @@ import pytest
 from tiny import error_of, script, write_cache
 
 from bilstm_attn.benchmark.compare import growth_table, reference_logits, share_of_peak, table
-from bilstm_attn.benchmark.peers import PEERS, Setting, join, pad_in_front
+from bilstm_attn.benchmark.keras_peer import pad_in_front
+from bilstm_attn.benchmark.peer import Setting, join
+from bilstm_attn.benchmark.peers import PEERS
 from bilstm_attn.benchmark.worker import Work, load_work, make_params, save_work
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.types import Batch

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bilstm_attn.benchmark.peers import PEERS, VOCABULARY, Peer, Setting, Unmeasured
+from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
+from bilstm_attn.benchmark.peers import PEERS
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.model import Model
 from bilstm_attn.types import Batch, Params

@@ -1,0 +1,123 @@
+"""Ours, by each backend."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
+from bilstm_attn.config import Backend, ModelConfig, OptimConfig
+from bilstm_attn.encoder import MADE_FOR, Encoder, prepare_native, refusal
+from bilstm_attn.evaluate import make_logits_step
+from bilstm_attn.model import Model
+from bilstm_attn.objectives import CrossEntropy
+from bilstm_attn.optim import make_optimizer
+from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
+from bilstm_attn.train import TrainState, make_train_step, zero_sums
+from bilstm_attn.types import Batch, Params
+
+
+class Ours(Peer):
+    """This package, over as many CPU devices as share the batch in training."""
+
+    backend: ClassVar[Backend]
+
+    def __init__(self, params: Params, setting: Setting):
+        self._mesh = make_mesh(setting.rows, setting.devices)
+        self._alone = make_mesh(1, 1)
+        made_for = MADE_FOR.get(self.backend)
+        if made_for not in (None, jax.default_backend()):
+            raise Unmeasured(f"it is for {made_for}")
+        if reason := refusal(self.backend, setting.config):
+            raise Unmeasured(reason)
+        if self.backend == "native":
+            prepare_native()
+        model = Model(setting.config, VOCABULARY, self.backend)
+        optimizer = make_optimizer(OptimConfig(), steps=100)
+        self._step = make_train_step(model, CrossEntropy(), optimizer, self._mesh)
+        self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
+        state = TrainState(jnp.int32(0), params, optimizer.init(params), zero_sums())
+        self._state = place_whole(jax.tree.map(jnp.array, state), self._mesh)
+        self._layers = self._make_layers(setting.config)
+        self.fill(params)
+
+    def fill(self, params: Params) -> None:
+        """Places them on the devices."""
+        self._params = {mesh: place_whole(params, mesh) for mesh in (self._mesh, self._alone)}
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Returns the logits."""
+        mesh = self._alone if len(batch.length) == 1 else self._mesh
+        return np.asarray(self._logits[mesh](self._params[mesh], place_rows(batch, mesh)))
+
+    def train(self, batch: Batch) -> None:
+        """Takes a step."""
+        self._begin_step((batch,))
+        jax.block_until_ready(self._state)
+
+    def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
+        """Takes a step on each batch, in its groups, and waits once, as `scripts/train.py` does."""
+        for groups in batches:
+            self._begin_step(groups)
+        jax.block_until_ready(self._state)
+
+    def _begin_step(self, groups: tuple[Batch, ...]) -> None:
+        placed = place_rows(groups, self._mesh)
+        self._state, _ = self._step(self._state, placed, jax.random.key(0))
+
+    def layers(self, batch: Batch) -> None:
+        """Differentiates a sum over the states, in the layers' parameters and inputs."""
+        keys = jax.random.split(jax.random.key(0), len(batch.length))
+        given = place_rows((batch, keys), self._mesh)
+        jax.block_until_ready(self._layers(self._params[self._mesh], *given))
+
+    def _make_layers(self, config: ModelConfig) -> Any:
+        graph, _ = nnx.split(Encoder(config, self.backend, rngs=nnx.Rngs(0)))
+
+        def of_rows(params: Params, batch: Batch, keys: Any) -> Any:
+            def total(encoder: Params, inputs: Any) -> Any:
+                states, last = nnx.merge(graph, encoder)(inputs, batch.length, keys)
+                return states.sum() + last.sum()
+
+            inputs = params["embedding"][batch.tokens.T]
+            of_params, of_inputs = jax.grad(total, (0, 1))(params["encoder"], inputs)
+            return lax.psum(of_params, AXIS), of_inputs
+
+        return jax.jit(
+            jax.shard_map(
+                of_rows,
+                mesh=self._mesh,
+                in_specs=(WHOLE, ROWS, ROWS),
+                out_specs=(WHOLE, PartitionSpec(None, AXIS)),
+                check_vma=False,
+            )
+        )
+
+
+class Native(Ours):
+    """The compiled kernel."""
+
+    backend = "native"
+
+
+class Scan(Ours):
+    """The scan with a derivative of its own."""
+
+    backend = "scan"
+
+
+class Pallas(Ours):
+    """The kernel for GPUs."""
+
+    backend = "pallas"
+
+
+class Plain(Ours):
+    """The scan with JAX's derivative."""
+
+    backend = "plain"
