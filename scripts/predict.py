@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.config import require
 from bilstm_attn.errors import UserError
+from bilstm_attn.process import use_cuda_graphs
 from bilstm_attn.terminal import parse, run_script
 from bilstm_attn.text import decode_utf8
 
@@ -91,4 +92,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    use_cuda_graphs()
     run_script(main)
