@@ -21,7 +21,7 @@ from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
 
 KERNELS = (LSTM,)  # what `native` and `pallas` run: these classes, not what derives from them
 
-MADE_FOR = {"native": "cpu", "pallas": "gpu"}  # the others run on every device
+MADE_FOR = {"native": ("cpu",), "pallas": ("gpu", "tpu")}  # the others run on every device
 
 
 def refusal(backend: Backend, config: ModelConfig) -> str | None:
@@ -34,7 +34,7 @@ def refusal(backend: Backend, config: ModelConfig) -> str | None:
         return "it keeps its gates"
     if backend == "native":
         return None if config.products == "float32" else f"it has no products in {config.products}"
-    most = pallas.MOST_HIDDEN[config.products]
+    most = pallas.most_hidden(pallas.here(config.products))
     if config.hidden_size > most:
         return f"it holds at most {most} hidden units with products in {config.products}"
     return None

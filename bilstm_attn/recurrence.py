@@ -118,8 +118,8 @@ def recur_both_ways(
     """Runs a cell each way, as `recur` does; `noises` are of the forward and the backward cell.
 
     `backend` may also be `native`, after `encoder.prepare_native`: an LSTM layer on CPU, compiled,
-    that does no work at padding; or `pallas`: one on GPU, a kernel for all of time, which a CPU
-    runs in Pallas' slow interpreter. Neither has forward mode or second derivatives.
+    that does no work at padding; or `pallas`: one on a GPU or TPU, a kernel for all of time,
+    which a CPU runs in Pallas' slow interpreter. Neither has forward mode or second derivatives.
 
     Returns:
       `[forward[t], backward[t]]`, zero at padding, `[t b 2h]`; the ends of both walks, `[b 2h]`.
@@ -130,16 +130,8 @@ def recur_both_ways(
         inputs, kernels, biases, noise = reverse_only(backend, (inputs, kernels, biases, noise))
         if backend == "native":
             return native.lstm(inputs, lengths, kernels, biases, noise)
-        on_cpu = jax.default_backend() == "cpu"
-        return pallas.lstm(
-            inputs,
-            lengths,
-            kernels,
-            biases,
-            noise,
-            products=precision.products,
-            interpret=on_cpu,
-        )
+        way = pallas.here(precision.products)
+        return pallas.lstm(inputs, lengths, kernels, biases, noise, way)
     ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
     states, last = zip(
         *(

@@ -167,16 +167,16 @@ def check_names(config: Config) -> None:
 def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend:
     """Returns how the recurrence runs; `auto` is the native kernel where there is one, else `scan`.
 
-    On a GPU `auto` is `scan` too, for `pallas` is unproven there.
+    On a GPU or TPU `auto` is `scan` too, for `pallas` is unproven there.
 
     Raises:
       UserError: a kernel is asked for and cannot be had; says why.
     """
     device = jax.default_backend()
     kernel: Backend = "native" if wanted == "auto" else wanted
-    made_for = MADE_FOR.get(kernel, device)
-    if device != made_for:
-        reason = f"it is for {made_for}, not {device}"
+    made_for = MADE_FOR.get(kernel, (device,))
+    if device not in made_for:
+        reason = f"it is for {' or '.join(made_for)}, not {device}"
     elif (reason := refusal(kernel, config.model)) is None:
         try:
             if kernel == "native":

@@ -1,4 +1,4 @@
-"""The kernel for GPUs, in Pallas' interpreter: the scan's values and gradients."""
+"""The kernels for GPUs and TPUs, in Pallas' interpreter: the scan's values and gradients."""
 
 import contextlib
 from functools import partial
@@ -12,9 +12,19 @@ from tiny import error_of
 
 from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.encoder import Bidirectional
-from bilstm_attn.kernels import pallas
+from bilstm_attn.kernels import pallas, pallas_tpu
 from bilstm_attn.session import choose_backend
 from bilstm_attn.terminal import Show
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def device(request, monkeypatch):
+    """Runs that device's kernel, the TPU's in tiles and chunks that small cases have several of."""
+    monkeypatch.setattr(pallas_tpu, "MOST_ROWS", 8)
+    monkeypatch.setattr(pallas_tpu, "MOST_STEPS", 2)
+    way = partial(pallas.Way, request.param, interpret=True)
+    monkeypatch.setattr(pallas, "here", way)
+    return request.param
 
 
 def layer_of(backend, hidden, inputs_size, noisy=True, **config):
@@ -49,7 +59,7 @@ def value_and_gradients(run, params, inputs, lengths, keys):
     ("hidden", "rows", "inputs_size", "steps", "noisy"),
     [(3, 5, 4, 6, True), (16, 16, 3, 1, False), (20, 33, 7, 5, True)],
 )
-def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, noisy):
+def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, noisy, device):
     inputs, lengths, keys = given(steps, rows, inputs_size)
     found, expected = (
         value_and_gradients(run, params, inputs, lengths, keys)
@@ -62,7 +72,7 @@ def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, no
     jax.tree.map(compare, found, expected)
 
 
-def test_padding_is_zero_and_is_never_read():
+def test_padding_is_zero_and_is_never_read(device):
     inputs, lengths, keys = given(6, 5, 4)
     padding = np.arange(6)[:, None] >= np.asarray(lengths)
     params, run = layer_of("pallas", 3, 4)
@@ -77,7 +87,7 @@ def test_padding_is_zero_and_is_never_read():
     )
 
 
-def test_bfloat16_products_are_within_their_rounding_of_float32():
+def test_bfloat16_products_are_within_their_rounding_of_float32(device):
     inputs, lengths, keys = given(6, 5, 4)
     exact, rounded = (
         value_and_gradients(run, params, inputs, lengths, keys)
@@ -92,7 +102,7 @@ def test_bfloat16_products_are_within_their_rounding_of_float32():
     assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds what it reads
 
 
-def test_it_stands_in_vmap_over_seeds_and_in_checkpoint():
+def test_it_stands_in_vmap_over_seeds_and_in_checkpoint(device):
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
     seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
@@ -107,21 +117,32 @@ def test_it_stands_in_vmap_over_seeds_and_in_checkpoint():
     jax.tree.map(compare, again, value_and_gradients(run, params, inputs, lengths, keys))
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 128)])
-def test_it_is_lowered_for_cuda(products, hidden):
+def lowered(device, products, hidden):
+    """Returns the text of a layer's gradient, lowered for a device that is not here."""
     shapes = ((50, 32, 8), (32,), (2, 8 + hidden, 4 * hidden), (2, 4 * hidden), (2, 32, 8))
     dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
     arrays = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
 
-    def loss(inputs, lengths, kernels, biases, noises):
-        states, last = pallas.lstm(inputs, lengths, kernels, biases, noises, products=products)
+    def loss(*given):
+        states, last = pallas.lstm(*given, pallas.Way(device, products))
         return states.sum() + last.sum()
 
-    with on_an_abstract_gpu():
+    platform = {"gpu": "cuda"}.get(device, device)
+    with on_an_abstract_gpu() if device == "gpu" else contextlib.nullcontext():
         traced = jax.jit(jax.grad(loss, (0, 2, 3))).trace(*arrays)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 128)])
+def test_it_is_lowered_for_cuda(products, hidden):
+    text = lowered("gpu", products, hidden)
     assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
+
+
+@pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 512)])
+def test_it_is_lowered_for_tpu(products, hidden):
+    assert lowered("tpu", products, hidden).count("tpu_custom_call") == 2  # forward and backward
 
 
 def on_an_abstract_gpu():
@@ -163,5 +184,5 @@ def test_model_it_does_not_run_is_an_error(model, why):
 
 
 def test_on_a_cpu_it_is_an_error_to_ask_for_it():
-    says = "no pallas kernel (it is for gpu, not cpu); or give --backend scan"
+    says = "no pallas kernel (it is for gpu or tpu, not cpu); or give --backend scan"
     assert error_of(choose_backend, "pallas", Config(), Show()) == says

@@ -31,8 +31,8 @@ class Ours(Peer):
         self._mesh = make_mesh(setting.rows, setting.devices)
         self._alone = make_mesh(1, 1)
         made_for = MADE_FOR.get(self.backend)
-        if made_for not in (None, jax.default_backend()):
-            raise Unmeasured(f"it is for {made_for}")
+        if made_for and jax.default_backend() not in made_for:
+            raise Unmeasured(f"it is for {' or '.join(made_for)}")
         if reason := refusal(self.backend, setting.config):
             raise Unmeasured(reason)
         if self.backend == "native":
@@ -112,7 +112,7 @@ class Scan(Ours):
 
 
 class Pallas(Ours):
-    """The kernel for GPUs."""
+    """The kernel for GPUs and TPUs."""
 
     backend = "pallas"
 

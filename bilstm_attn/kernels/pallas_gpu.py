@@ -1,0 +1,172 @@
+"""The time loop of a bidirectional LSTM layer on a GPU: see `kernels.pallas`.
+
+A program of the grid is a direction and a tile of rows: it holds U in shared memory, h and c in
+registers, and stops at its tile's longest row.
+
+Tested in Pallas' interpreter and lowered for CUDA; never run on a GPU. jax 0.11 and later warn that
+what it is lowered by, Triton within Pallas, will go; Pallas' Mosaic GPU or jax-triton replace it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Int
+
+from bilstm_attn.kernels.step import GATES, Products, advance, retreat
+
+TILE = 16  # rows of a program: the fewest that the GPU's matrix units take
+MOST_HIDDEN = {"float32": 64, "bfloat16": 128}  # more, and U does not fit on the chip
+
+
+def padding(batch: int, hidden: int) -> tuple[int, int]:
+    """Returns how many rows and units to add."""
+    return -batch % TILE, max(pl.next_power_of_2(hidden), TILE) - hidden
+
+
+def forward(
+    projected: Array,
+    recurrent: Array,
+    lengths: Int[Array, " b"],
+    *,
+    products: Products,
+    interpret: bool,
+    save: bool,
+) -> tuple[Array, ...]:
+    """Returns the states; if `save`, the gates and each step's c before it too."""
+    _, steps, batch, _, hidden = projected.shape
+    states = (2, steps, batch, hidden)
+    results = (states, projected.shape, states) if save else (states,)
+    return _call(_forward_kernel, results, products, interpret, lengths, projected, recurrent)
+
+
+def backward(
+    gates: Array,
+    cells: Array,
+    recurrent: Array,
+    lengths: Int[Array, " b"],
+    of_states: Array,
+    *,
+    products: Products,
+    interpret: bool,
+) -> Array:
+    """Returns the gradient of what was projected."""
+    given = (lengths, gates, cells, recurrent.swapaxes(2, 3), of_states)
+    [of_projected] = _call(_backward_kernel, (gates.shape,), products, interpret, *given)
+    return of_projected
+
+
+def _call(
+    kernel: Any,
+    results: tuple[tuple[int, ...], ...],
+    products: Products,
+    interpret: bool,
+    *arguments: Array,
+) -> tuple[Array, ...]:
+    """Returns a kernel's results, float32 arrays of these shapes, `[2 t b ... h]` the first."""
+    from jax.experimental.pallas import triton  # only here, since it warns from jax 0.11 on
+
+    _, _, batch, *_, hidden = results[0]
+    run = pl.pallas_call(
+        functools.partial(kernel, products=products, interpret=interpret),
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results],
+        grid=(2, batch // TILE),
+        interpret=interpret,
+        compiler_params=triton.CompilerParams(num_warps=4 if hidden < 128 else 8, num_stages=1),
+    )
+    return tuple(run(*arguments))
+
+
+def _dot(left: Array, right: Array, products: Products, interpret: bool) -> Array:
+    """Returns the product as `_multiply` does, within a kernel."""
+    precision = None
+    if products == "float32" and not interpret:  # three TF32 products: float32 but for a bit or two
+        precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    left, right = left.astype(products), right.astype(products)
+    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _tile(lengths_ref: Any) -> tuple[Any, Any, Array, Array]:
+    """Returns this program's direction, its rows, their lengths, and the longest of these."""
+    rows = pl.ds(pl.program_id(1) * TILE, TILE)
+    lengths = lengths_ref[rows]
+    return pl.program_id(0), rows, lengths, lengths.max()
+
+
+def _forward_kernel(
+    lengths_ref: Any,
+    projected_ref: Any,
+    recurrent_ref: Any,
+    states_ref: Any,
+    *saved_refs: Any,
+    products: Products,
+    interpret: bool,
+) -> None:
+    way, rows, lengths, longest = _tile(lengths_ref)
+    recurrent = [recurrent_ref[way, gate, :, :] for gate in range(GATES)]
+
+    def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, c = carry
+        t = jnp.where(way == 0, count, longest - 1 - count)
+        read = [
+            projected_ref[way, t, rows, gate, :] + _dot(h, recurrent[gate], products, interpret)
+            for gate in range(GATES)
+        ]
+        gates, cell, state = advance(tuple(read), c)
+        own = (t < lengths)[:, None]
+        states_ref[way, t, rows, :] = jnp.where(own, state, 0)
+        if saved_refs:  # for the derivative
+            gates_ref, cells_ref = saved_refs
+            for gate, value in enumerate(gates):
+                gates_ref[way, t, rows, gate, :] = value
+            cells_ref[way, t, rows, :] = c
+        return jnp.where(own, state, h), jnp.where(own, cell, c)
+
+    zero = jnp.zeros((TILE, states_ref.shape[-1]), jnp.float32)
+    lax.fori_loop(0, longest, step, (zero, zero))
+
+    def fill(t: Any, carry: None) -> None:
+        states_ref[way, t, rows, :] = zero
+
+    lax.fori_loop(longest, states_ref.shape[1], fill, None)
+
+
+def _backward_kernel(
+    lengths_ref: Any,
+    gates_ref: Any,
+    cells_ref: Any,
+    transposed_ref: Any,
+    of_states_ref: Any,
+    of_projected_ref: Any,
+    *,
+    products: Products,
+    interpret: bool,
+) -> None:
+    way, rows, lengths, longest = _tile(lengths_ref)
+    transposed = [transposed_ref[way, gate, :, :] for gate in range(GATES)]
+
+    def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        of_h, of_c = carry
+        t = jnp.where(way == 0, longest - 1 - count, count)
+        gates = [gates_ref[way, t, rows, gate, :] for gate in range(GATES)]
+        of_state = of_h + of_states_ref[way, t, rows, :]
+        of_gates, of_before = retreat(tuple(gates), cells_ref[way, t, rows, :], of_state, of_c)
+        own = (t < lengths)[:, None]
+        before_h = jnp.zeros_like(of_h)
+        for gate, value in enumerate(of_gates):
+            value = jnp.where(own, value, 0)
+            of_projected_ref[way, t, rows, gate, :] = value
+            before_h += _dot(value, transposed[gate], products, interpret)
+        return jnp.where(own, before_h, of_h), jnp.where(own, of_before, of_c)
+
+    zero = jnp.zeros((TILE, of_states_ref.shape[-1]), jnp.float32)
+    lax.fori_loop(0, longest, step, (zero, zero))
+
+    def fill(t: Any, carry: None) -> None:
+        for gate in range(GATES):
+            of_projected_ref[way, t, rows, gate, :] = zero
+
+    lax.fori_loop(longest, of_states_ref.shape[1], fill, None)
