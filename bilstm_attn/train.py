@@ -66,19 +66,26 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
 
-    Each device differentiates the loss of its rows; gradients and sums are added over the mesh
-    once, after the backward pass, and divided by the weight of the whole batch. The state is
-    donated.
+    Each device differentiates the loss of its rows, one group after the other, so that memory is
+    that of the largest; gradients and sums are added over the mesh once, after the last, and
+    divided by the weight of the whole batch. The state is donated.
     """
 
     def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
-        def loss(params: Params) -> tuple[Array, Sums]:
-            sums = zero_sums()
-            for group, keys_of_group in zip(groups, keys, strict=True):
-                sums = sums.add(objective(model, params, group, keys_of_group))
+        def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
+            sums = objective(model, params, group, keys)
             return sums.loss, sums
 
-        return lax.psum(jax.grad(loss, has_aux=True)(params), AXIS)
+        def add(total: Any, params: Params, group: Batch, keys: Keys) -> tuple[Params, Sums]:
+            return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(params, group, keys))
+
+        total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
+        for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
+            # The condition keeps one group's temporaries from lying beside another's.
+            any_review = (group.weight != 0).any()
+            given = (total, params, group, keys_of_group)
+            total = lax.cond(any_review, add, lambda total, *_: total, *given)
+        return lax.psum(total, AXIS)
 
     # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
     over_mesh = jax.shard_map(

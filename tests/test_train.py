@@ -171,6 +171,19 @@ def test_no_device_waits_for_another_inside_a_time_loop():
     assert "all-reduce" in program
 
 
+def test_groups_take_turns_in_memory():
+    mesh, step = steps_on(1)
+    state = place_whole(first_state(), mesh)
+    (group,) = read_batch(EXAMPLES, plan_epoch(EXAMPLES.lengths, ONE_LENGTH, 0, 0)[0], ONE_LENGTH)
+    long = group._replace(tokens=np.pad(group.tokens, ((0, 0), (0, 200))))
+
+    def temporaries(groups):
+        compiled = step.lower(state, place_rows(groups, mesh), jax.random.key(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries((long, long, long)) < 1.5 * temporaries((long,))
+
+
 def test_filler_and_unlabelled_rows_change_nothing():
     (plan,) = plan_epoch(EXAMPLES.lengths[:5], DATA, 0, 0)
     groups = read_batch(EXAMPLES, plan, DATA)

@@ -49,8 +49,8 @@ constexpr int LANES = 4, ROWS = 3;
 #endif
 constexpr int GATES = 4, PANEL = GATES * LANES;
 constexpr int SAVED = 5;         // of each unit and time: the four gates after their nonlinearities, c'
-constexpr int TILE = 24;         // rows of a tile
-constexpr int DEPTH = 5 * TILE;  // rows whose outer products are summed at once
+constexpr int TILE = 32;         // rows of a tile
+constexpr int DEPTH = 4 * TILE;  // rows whose outer products are summed at once
 constexpr int MOST_CHAINS = 16;
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
@@ -59,6 +59,17 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+// The first `count` of a vector, then zeros. (A copy of so few bytes is a slow string instruction.)
+inline Vector load(const float* from, size_t count) {
+  if (count >= LANES) return load(from);
+  Vector value{};
+  for (size_t k = 0; k < count; k++) value[k] = from[k];
+  return value;
+}
+// Fetches `count` floats into the second cache; they are read after the next products.
+inline void prefetch(const float* from, size_t count) {
+  for (size_t k = 0; k < count; k += 64 / sizeof(float)) __builtin_prefetch(from + k, 0, 2);
+}
 inline Vector all(float value) { return value - Vector{}; }
 inline Vector choose(Bits where, Vector one, Vector other) {
   return (Vector)((where & (Bits)one) | (~where & (Bits)other));
@@ -228,7 +239,8 @@ struct Layer {
 
   // A step of one direction of a tile: where its rows' saved gates lie.
   size_t saved(int way, size_t tile, size_t t) const {
-    return ((way * tiles + tile) * steps + t) * TILE * SAVED * units;
+    const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
+    return ((way * batch + first) * steps + t * rows) * SAVED * units;
   }
   const float* kernel_row(int way, size_t k) const {  // null: a unit that only fills up a block
     return k < inputs + hidden ? kernel + (way * (inputs + hidden) + k) * GATES * hidden : nullptr;
@@ -300,7 +312,7 @@ bool has_shape(const Buffer& buffer, std::initializer_list<size_t> shape) {
 }
 
 int64_t saved_size(int64_t steps, int64_t batch, int64_t hidden) {
-  return 2 * ((batch + TILE - 1) / TILE) * steps * TILE * SAVED * ((hidden + LANES - 1) / LANES * LANES);
+  return 2 * batch * steps * SAVED * ((hidden + LANES - 1) / LANES * LANES);
 }
 
 ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
@@ -360,6 +372,9 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
         while (n > 0 && length[n - 1] <= t) n--;
       if (!ahead)
         for (size_t r = 0; r < n; r++) layer.read(way, t, row[r], read.at(r * width));
+      if (!ahead && step + 1 < steps)
+        for (size_t r = 0; r < n; r++)
+          prefetch(layer.x + ((way ? t - 1 : t + 1) * batch + row[r]) * inputs, inputs);
       float* kept = saving ? saved + layer.saved(way, tile, t) : nullptr;
       const float* start = ahead ? projected.at(t * start_size) : bias;
       for (size_t r = 0; r < n; r += ROWS)
@@ -460,12 +475,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
           if (!begins)
             std::memcpy(reads + inputs, states + ((before * batch + row[r]) * 2 + way) * hidden,
                         hidden * sizeof(float));
-          alignas(64) float of_state[LANES];
           for (size_t j = 0; j < blocks; j++) {
-            const size_t some = std::min<size_t>(LANES, hidden - j * LANES);
-            std::memset(of_state, 0, sizeof(of_state));
-            std::memcpy(of_state, of_states + ((t * batch + row[r]) * 2 + way) * hidden + j * LANES,
-                        some * sizeof(float));
             const float* gates = kept + (r * blocks + j) * SAVED * LANES;
             const Vector i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES);
             const Vector o = load(gates + 3 * LANES), squashed = tanh(load(gates + 4 * LANES));
@@ -474,7 +484,8 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
               c_before = load(saved + layer.saved(way, tile, before) + (r * blocks + j) * SAVED * LANES +
                               4 * LANES);
             float *of_hidden = of_h.at(r * units + j * LANES), *of_cell = of_c.at(r * units + j * LANES);
-            const Vector dh = load(of_hidden) + load(of_state);
+            const float* of_state = of_states + ((t * batch + row[r]) * 2 + way) * hidden + j * LANES;
+            const Vector dh = load(of_hidden) + load(of_state, hidden - j * LANES);
             const Vector dc = load(of_cell) + dh * o * (1.f - squashed * squashed);
             const Vector dz[GATES] = {dc * g * i * (1.f - i), dc * c_before * f * (1.f - f),
                                       dc * i * (1.f - g * g), dh * squashed * o * (1.f - o)};
@@ -486,6 +497,11 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
             }
           }
         }
+        if (step + 1 < steps)
+          for (size_t r = 0; r < n; r++) {
+            prefetch(layer.x + (before * batch + row[r]) * inputs, inputs);
+            prefetch(of_states + ((before * batch + row[r]) * 2 + way) * hidden, hidden);
+          }
         for (size_t r = 0; r < n; r += ROWS)
           for (size_t p = 0; p < panel_count; p++) {
             for_rows<ReadBackward>(n - r, of_z.at((filled + r) * PANEL), blocks,
