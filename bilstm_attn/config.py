@@ -17,6 +17,7 @@ from bilstm_attn.registry import require_type, unknown
 Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
 BackendChoice = Literal["auto", "native", "pallas", "scan", "plain"]
+Products = Literal["float32", "tensorfloat32", "bfloat16"]  # as jax.default_matmul_precision has it
 
 
 def require(holds: bool, message: str) -> None:
@@ -133,9 +134,10 @@ class ModelConfig:
     """Units of the layer before the logit."""
     head_dropout: float = 0.5
     """Rate of dropping that layer's outputs."""
-    products: Literal["float32", "bfloat16"] = "float32"
+    products: Products = "float32"
     """What the recurrent layers' products are computed in; parameters, states and the rest stay
-    float32."""
+    float32. In tensorfloat32 (10 bits after the point) on a GPU alone; a CPU takes float32 then, a
+    TPU three products in bfloat16."""
     recompute_gates: bool = False
     """Compute the recurrent layers' gates again for the derivative instead of keeping them: less
     memory, more time."""

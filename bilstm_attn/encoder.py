@@ -35,6 +35,8 @@ def refusal(backend: Backend, config: ModelConfig) -> str | None:
     if backend == "native":
         return None if config.products == "float32" else f"it has no products in {config.products}"
     most = pallas.most_hidden(pallas.here(config.products))
+    if most == 0:
+        return f"it has no products in {config.products}"
     if config.hidden_size > most:
         return f"it holds at most {most} hidden units with products in {config.products}"
     return None

@@ -84,13 +84,15 @@ class Classifier(nnx.Module):
         mask = length_mask(lengths, inputs.shape[0])
         inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
         states, last = self.encoder(inputs, lengths, keys)
-        weights = self.attention(states, last, mask)
-        context = self.pooling(states, last, weights, mask)
-        units = jax.nn.relu(self.dense(context))
-        if keys is not None and self.head_dropout > 0:
-            units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
+        with jax.default_matmul_precision("float32"):  # GPUs and TPUs would take less
+            weights = self.attention(states, last, mask)
+            context = self.pooling(states, last, weights, mask)
+            units = jax.nn.relu(self.dense(context))
+            if keys is not None and self.head_dropout > 0:
+                units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
+            logits = self.logit(units)[:, 0]
         return Output(
-            logits=self.logit(units)[:, 0],
+            logits=logits,
             weights=weights.T,
             states=states.transpose(1, 0, 2),
             last=last,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bilstm_attn.config import Backend
+from bilstm_attn.config import Backend, Products
 from bilstm_attn.derivatives import reverse_only
 from bilstm_attn.kernels import native, pallas
 from bilstm_attn.types import (
@@ -51,7 +51,7 @@ class Step(Protocol):
 class Precision(NamedTuple):
     """How the recurrence computes, beside which function."""
 
-    products: Literal["float32", "bfloat16"] = "float32"
+    products: Products = "float32"
     """What a step's products are computed in; the carry and all else stay float32."""
     recompute: bool = False
     """Compute a step's gates again for the derivative, instead of keeping them."""
@@ -160,12 +160,12 @@ class _Loop(NamedTuple):
 
     def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
         """Returns the cell's gates in float32, its products computed in `precision.products`."""
-        if self.precision.products == "float32":
-            return self.cell.linear(weights, inputs, hidden)
-        rounded = jax.tree.map(
-            lambda array: array.astype(self.precision.products), (weights, inputs, hidden)
-        )
-        return jax.tree.map(lambda gates: gates.astype(jnp.float32), self.cell.linear(*rounded))
+        read, products = (weights, inputs, hidden), self.precision.products
+        if products == "bfloat16":
+            read = jax.tree.map(lambda array: array.astype(products), read)
+        with jax.default_matmul_precision(products):
+            gates = self.cell.linear(*read)
+        return jax.tree.map(lambda gates: gates.astype(jnp.float32), gates)
 
 
 def _at(inputs: InputsAtTime, noise: InputNoise | None, valid: Array) -> InputsAtTime:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import arg
 
-from bilstm_attn.config import DataConfig, ModelConfig, require
+from bilstm_attn.config import DataConfig, ModelConfig, Products, require
 from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.process import use_cuda_graphs
 from bilstm_attn.terminal import Show, parse, run_script
@@ -27,8 +27,9 @@ class Arguments:
     """Where all of them run."""
     hidden_size: tuple[int, ...] = (64,)
     """Hidden units of one direction; several make a table each."""
-    products: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
-    """What ours and torch's compute products in; both make a table each."""
+    products: tuple[Products, ...] = ("float32",)
+    """What products are computed in: bfloat16 by ours and torch's alone, tensorfloat32 on a GPU;
+    several make a table each."""
     batch_size: int = 256
     """Reviews in the batch, padded to 500 tokens."""
     lengths: Literal["all", "full"] = "all"

@@ -26,8 +26,8 @@ class RunArguments:
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"
-    """How the recurrence runs: native (C++, CPU), pallas (GPU or TPU, unproven), scan or plain; auto is
-    native where it can be built, else scan. The last digits differ."""
+    """How the recurrence runs: native (C++, CPU), pallas (GPU or TPU, unproven), scan or plain;
+    auto is native where it can be built, else scan. The last digits differ."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False

@@ -48,6 +48,7 @@ ROOMS = [
     "benchmark.peer",
     "benchmark.ours",
     "benchmark.flax_peer",
+    "benchmark.cudnn_peer",
     "benchmark.keras_peer",
     "benchmark.torch_peer",
     "benchmark.peers",
@@ -63,7 +64,7 @@ LIBRARIES = {
     "sklearn": {"linear"},
     "scipy": {"linear"},
     "tyro": {"terminal"},
-    "optax": {"objectives", "optim", "train", "benchmark.flax_peer"},
+    "optax": {"objectives", "optim", "train", "benchmark.flax_peer", "benchmark.cudnn_peer"},
     "flax": {
         "cells",
         "encoder",
@@ -72,6 +73,7 @@ LIBRARIES = {
         "model",
         "benchmark.ours",
         "benchmark.flax_peer",
+        "benchmark.cudnn_peer",
     },
 }
 

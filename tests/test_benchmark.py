@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from jax.experimental import rnn
 from tiny import error_of, script, write_cache
 
 from bilstm_attn.benchmark.compare import growth_table, reference_logits, share_of_peak, table
@@ -34,14 +35,27 @@ def batch() -> Batch:
     return make_batch(LENGTHS)
 
 
+@pytest.fixture
+def no_cudnn(monkeypatch):
+    """Puts JAX's own reference in the place of cuDNN, which wants a GPU."""
+
+    def lstm(x, h_0, c_0, weights, lengths, *sizes):
+        inputs_size, hidden, layers, _, both_ways = sizes
+        split = rnn.unpack_lstm_weights(weights, inputs_size, hidden, layers, both_ways)
+        return rnn.lstm_ref(x, h_0, c_0, *split, lengths, *sizes)
+
+    monkeypatch.setattr(rnn, "lstm", lstm)
+
+
 @pytest.mark.parametrize(
-    "name", ["ours, native", "flax nnx.RNN", "torch packed", "torch flipped", "torch padded"]
+    "name",
+    ["ours, native", "flax nnx.RNN", "jax cudnn", "torch packed", "torch flipped", "torch padded"],
 )
-def test_implementation_is_the_float64_loop_and_its_step_moves_it(name, batch):
+def test_implementation_is_the_float64_loop_and_its_step_moves_it(name, batch, no_cudnn):
     if name.startswith("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed; it is in .[peers]")
     params = make_params(ModelConfig())
-    peer = PEERS[name](params, SETTING)
+    peer = PEERS[name](params, SETTING._replace(on_gpu=name == "jax cudnn"))
     expected = reference_logits(params, batch)
     assert np.abs(expected).max() > 0.3  # else agreement says little
     off = np.abs(peer.logits(batch) - expected)
@@ -94,7 +108,7 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     said = capsys.readouterr().out
     assert "keras on jax: unmeasured (no keras here)" in said
     assert "| keras on jax" not in said
-    assert "ours, pallas: unmeasured (it is for gpu)" in said
+    assert "ours, pallas: unmeasured (it is for gpu or tpu)" in said
     *_, row, product, layers = said.splitlines()
     name, *_, epoch, one, starts, error, _, _ = [cell.strip() for cell in row.strip("|").split("|")]
     assert name == "ours, scan"

@@ -1,6 +1,7 @@
 """Contracts of the whole classifier, over every entry of every table."""
 
 import dataclasses
+import re
 from functools import cache, partial
 
 import jax
@@ -254,6 +255,28 @@ def test_directions_layers_and_reviews_have_noise_of_their_own():
     masks = [np.asarray(dropout_mask(keys, name, 0.5, 64)) for name in names]
     rows = [mask[row].tobytes() for mask in masks for row in range(3)]
     assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("products", "asked"),
+    [
+        ("float32", {"HIGHEST"}),
+        ("tensorfloat32", {"HIGHEST", "HIGH"}),
+        ("bfloat16", {"HIGHEST", "DEFAULT"}),
+    ],
+)
+def test_products_are_asked_for_in_their_precision_and_the_rest_in_float32(products, asked):
+    model = Model(ModelConfig(**SMALL, layers=1, products=products), 15, "plain")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens, lengths = jnp.ones((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
+
+    def loss(params):
+        return model(params, tokens, lengths).logits.sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    found = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
+    assert {each for pair in found for each in pair} == asked
+    assert text.count("dot_general ") == len(found)
 
 
 def test_tutorial_model_has_the_tutorials_parameters():

@@ -134,7 +134,9 @@ def lowered(device, products, hidden):
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 128)])
+@pytest.mark.parametrize(
+    ("products", "hidden"), [("float32", 64), ("tensorfloat32", 64), ("bfloat16", 128)]
+)
 def test_it_is_lowered_for_cuda(products, hidden):
     text = lowered("gpu", products, hidden)
     assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
@@ -143,6 +145,10 @@ def test_it_is_lowered_for_cuda(products, hidden):
 @pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 512)])
 def test_it_is_lowered_for_tpu(products, hidden):
     assert lowered("tpu", products, hidden).count("tpu_custom_call") == 2  # forward and backward
+
+
+def test_a_tpu_has_no_tensorfloat32():
+    assert pallas.most_hidden(pallas.Way("tpu", "tensorfloat32")) == 0
 
 
 def on_an_abstract_gpu():

@@ -20,6 +20,9 @@ class KerasOnJax(Peer):
         os.environ["KERAS_BACKEND"] = self.backend
         keras: Any = importlib.import_module("keras")
         layers, ops = keras.layers, keras.ops
+        if self.backend == "tensorflow":
+            tf: Any = importlib.import_module("tensorflow")
+            tf.config.experimental.enable_tensor_float_32_execution(config.products != "float32")
 
         class Attention(layers.Layer):
             def __init__(self) -> None:

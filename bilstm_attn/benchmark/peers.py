@@ -1,5 +1,6 @@
 """All implementations of the tutorial's model. Another is one class and one line here."""
 
+from bilstm_attn.benchmark.cudnn_peer import CudnnInJax
 from bilstm_attn.benchmark.flax_peer import Flax
 from bilstm_attn.benchmark.keras_peer import KerasOnJax, KerasOnTensorFlow
 from bilstm_attn.benchmark.ours import Native, Pallas, Plain, Scan
@@ -12,6 +13,7 @@ PEERS: dict[str, type[Peer]] = {
     "ours, scan": Scan,
     "ours, plain": Plain,
     "flax nnx.RNN": Flax,
+    "jax cudnn": CudnnInJax,
     "keras on jax": KerasOnJax,
     "keras on tensorflow": KerasOnTensorFlow,
     "torch padded": TorchPadded,

@@ -24,6 +24,9 @@ class TorchPadded(Peer):
             raise Unmeasured("this torch sees no GPU")
         self._device = torch.device("cuda" if setting.on_gpu else "cpu")
         self._rounded = config.products == "bfloat16"
+        # PyTorch takes TensorFloat32 in cuDNN without being asked.
+        torch.backends.cudnn.allow_tf32 = config.products != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = config.products != "float32"
         nn, run_layer = torch.nn, self.run_layer
 
         class Module(nn.Module):

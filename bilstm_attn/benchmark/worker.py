@@ -114,6 +114,7 @@ def main(name: str, file: str, setting: str) -> None:
     devices, on_gpu = sizes.pop("devices"), sizes.pop("on_gpu")
     work, config = load_work(Path(file)), ModelConfig(**sizes)
     params = make_params(config)
+    jax.config.update("jax_default_matmul_precision", config.products)  # of the others in JAX
     try:
         peer = PEERS[name](params, Setting(config, work.rows, devices, on_gpu))
     except (ImportError, Unmeasured) as error:

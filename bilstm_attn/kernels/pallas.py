@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bilstm_attn.config import Products
 from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import pallas_gpu, pallas_tpu
-from bilstm_attn.kernels.step import GATES, Products, multiply
+from bilstm_attn.kernels.step import GATES, as_factor, multiply
 from bilstm_attn.types import Inputs, Lengths, Query, States
 
 Device = Literal["gpu", "tpu"]
@@ -50,8 +50,8 @@ def here(products: Products) -> Way:
 
 
 def most_hidden(way: Way) -> int:
-    """Returns how many hidden units fit on the chip."""
-    return MADE_FOR[way.device].MOST_HIDDEN[way.products]
+    """Returns how many hidden units fit on the chip; 0 where it has no such products."""
+    return MADE_FOR[way.device].MOST_HIDDEN.get(way.products, 0)
 
 
 def lstm(
@@ -146,12 +146,12 @@ def _back(way: Way, residuals: Any, of_states: Walked) -> Any:
             jnp.concatenate([none, states[0, :-1]]),
             jnp.concatenate([states[1, 1:], none]),
         ]
-    ).astype(way.products)
+    )
     of_recurrent = jnp.einsum(
         "wtbh,wtbgk->wghk",
-        before,
-        of_projected.astype(way.products),
-        precision=lax.Precision.HIGHEST if way.products == "float32" else None,
+        as_factor(before, way.products),
+        as_factor(of_projected, way.products),
+        precision=way.products,
         preferred_element_type=jnp.float32,
     )
     return of_projected, of_recurrent, None

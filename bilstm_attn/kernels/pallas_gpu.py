@@ -16,10 +16,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
-from bilstm_attn.kernels.step import GATES, Products, advance, retreat
+from bilstm_attn.config import Products
+from bilstm_attn.kernels.step import GATES, advance, as_factor, multiply, retreat
 
 TILE = 16  # rows of a program: the fewest that the GPU's matrix units take
-MOST_HIDDEN = {"float32": 64, "bfloat16": 128}  # more, and U does not fit on the chip
+# With more, U does not fit on the chip.
+MOST_HIDDEN: dict[Products, int] = {"float32": 64, "tensorfloat32": 64, "bfloat16": 128}
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
@@ -81,11 +83,15 @@ def _call(
 
 
 def _dot(left: Array, right: Array, products: Products, interpret: bool) -> Array:
-    """Returns the product as `_multiply` does, within a kernel."""
-    precision = None
-    if products == "float32" and not interpret:  # three TF32 products: float32 but for a bit or two
-        precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-    left, right = left.astype(products), right.astype(products)
+    """Returns the product as `step.multiply` does, in terms that a kernel is lowered for."""
+    if interpret:
+        return multiply(left, right, products)
+    precision = {
+        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # but for a bit or two
+        "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32,
+        "bfloat16": None,
+    }[products]
+    left, right = as_factor(left, products), as_factor(right, products)
     return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
 
 

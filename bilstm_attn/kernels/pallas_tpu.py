@@ -17,14 +17,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
-from bilstm_attn.kernels.step import GATES, Products, advance, multiply, retreat
+from bilstm_attn.config import Products
+from bilstm_attn.kernels.step import GATES, advance, as_factor, multiply, retreat
 
 LANES = 128  # units are padded to a multiple of it
 SUBLANES = 8  # and rows of this
 MOST_ROWS = 128  # of a tile
 MOST_STEPS = 8  # of a chunk
 CHUNK = 2**19  # numbers in a chunk's gates: 2 MiB, of which two are held, beside what is saved
-MOST_HIDDEN = {"float32": 256, "bfloat16": 512}  # more, and U does not fit beside them
+MOST_HIDDEN: dict[Products, int] = {"float32": 256, "bfloat16": 512}  # U has to fit beside them
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
@@ -43,12 +44,12 @@ def forward(
 ) -> tuple[Array, ...]:
     """Returns the states; if `save`, the gates and each step's c before it too."""
     _, steps, batch, _, hidden = projected.shape
-    matrix = recurrent.transpose(0, 2, 1, 3).reshape(2, hidden, GATES * hidden).astype(products)
+    matrix = recurrent.transpose(0, 2, 1, 3).reshape(2, hidden, GATES * hidden)
     wide, narrow = (2, steps, batch, GATES * hidden), (2, steps, batch, hidden)
     states, *saved = _call(
         functools.partial(_forward_kernel, products=products),
         lengths,
-        (matrix, projected.reshape(wide)),
+        (as_factor(matrix, products), projected.reshape(wide)),
         (narrow, wide, narrow) if save else (narrow,),
         interpret,
         walks_back=False,
@@ -72,11 +73,11 @@ def backward(
     """Returns the gradient of what was projected."""
     _, steps, batch, _, hidden = gates.shape
     wide = (2, steps, batch, GATES * hidden)
-    transposed = recurrent.swapaxes(2, 3).reshape(2, GATES * hidden, hidden).astype(products)
+    transposed = recurrent.swapaxes(2, 3).reshape(2, GATES * hidden, hidden)
     [of_projected] = _call(
         functools.partial(_backward_kernel, products=products),
         lengths,
-        (transposed, gates.reshape(wide), cells, of_states),
+        (as_factor(transposed, products), gates.reshape(wide), cells, of_states),
         (wide,),
         interpret,
         walks_back=True,

@@ -4,16 +4,14 @@ i, f, g, o = split(z)
 c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
+
+from bilstm_attn.config import Products
 
 GATES = 4
 
-Products = Literal["float32", "bfloat16"]
 Gates = tuple[Array, ...]  # four
 
 
@@ -46,8 +44,12 @@ def retreat(gates: Gates, cell: Array, of_state: Array, of_cell: Array) -> tuple
     return of_gates, of_cell * f
 
 
+def as_factor(array: Array, products: Products) -> Array:
+    """Returns what products are made of: rounded here for bfloat16, by the product for the rest."""
+    return array.astype(products) if products == "bfloat16" else array
+
+
 def multiply(left: Array, right: Array, products: Products) -> Array:
     """Returns the product in float32, its factors rounded to `products`."""
-    left, right = left.astype(products), right.astype(products)
-    precision = lax.Precision.HIGHEST if products == "float32" else None
-    return jnp.matmul(left, right, precision=precision, preferred_element_type=jnp.float32)
+    left, right = as_factor(left, products), as_factor(right, products)
+    return jnp.matmul(left, right, precision=products, preferred_element_type=jnp.float32)
