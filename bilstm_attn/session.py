@@ -1,5 +1,6 @@
 """What the scripts do: a training run and an evaluation, from config to the last line printed."""
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ from bilstm_attn.sharding import make_mesh, place_whole
 from bilstm_attn.terminal import Show, percent
 from bilstm_attn.text import Vocabulary
 from bilstm_attn.train import Interrupted, train
+
+MOST_COMPILED = 2**30  # bytes
 
 
 def run_training(
@@ -143,7 +146,7 @@ def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show
 
 
 def keep_compiled(show: Show) -> None:
-    """Lets jax keep what it compiles, so that the next run starts in seconds.
+    """Lets jax keep what it compiles, up to a gigabyte, so that the next run starts in seconds.
 
     Where JAX_COMPILATION_CACHE_DIR says another place, that is taken.
     """
@@ -154,7 +157,22 @@ def keep_compiled(show: Show) -> None:
         except OSError as error:
             show.say(f"what is compiled is not kept ({error}); set XDG_CACHE_HOME")
         else:
+            forget_oldest(folder, MOST_COMPILED)
             jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def forget_oldest(folder: Path, most_bytes: int) -> None:
+    """Deletes the oldest files of a folder beyond `most_bytes`, as far as it can.
+
+    jax's own limit loses its way where a process was killed while it wrote an entry.
+    """
+    with contextlib.suppress(OSError):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        made = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in files)
+        for _, size, path in reversed(made):
+            most_bytes -= size
+            if most_bytes < 0:
+                path.unlink(missing_ok=True)
 
 
 def check_names(config: Config) -> None:

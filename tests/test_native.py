@@ -30,7 +30,7 @@ SIZES = [
     (5, 49, 3, 17),
     (6, 25, 70, 64),
     (4, 30, 5, 130),
-    (20, 410, 2, 3),
+    (20, 530, 2, 3),
 ]
 every_size = pytest.mark.parametrize("size", SIZES)
 

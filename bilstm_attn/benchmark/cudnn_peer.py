@@ -33,7 +33,8 @@ class _Encoder:
             ]
             biases = [part for way in ways for part in (way["bias"], jnp.zeros(4 * hidden))]
             start = jnp.zeros((2, len(lengths), hidden))
-            states, ends, _ = rnn.lstm(
+            lstm: Any = rnn.lstm
+            states, ends, _ = lstm(
                 x.swapaxes(0, 1),  # rows first
                 start,
                 start,

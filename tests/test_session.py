@@ -1,0 +1,17 @@
+"""What a run keeps beside itself."""
+
+import os
+
+from bilstm_attn.session import forget_oldest
+
+
+def test_the_oldest_compiled_programs_are_forgotten_beyond_the_limit(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for made, name in enumerate(["oldest", "old", "new", "newest"]):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (made, made))
+    forget_oldest(tmp_path, 40)
+    assert len(list(tmp_path.iterdir())) == 5
+    forget_oldest(tmp_path, 29)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "new", "newest"}
+    forget_oldest(tmp_path / "not there", 29)
