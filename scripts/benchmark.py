@@ -83,8 +83,11 @@ def main(arguments: list[str]) -> int:
     split, rows = tokens.split("train"), np.arange(len(tokens.split("train").labels))
     vocabulary = count_vocabulary(split, rows, tokens.lexicon(), DataConfig().vocabulary_size)
 
+    def rows_for(steps: int) -> np.ndarray:
+        return rows if parsed.lengths == "all" else rows[split.counts + 1 >= steps]
+
     def make_work(reviews: int, steps: int, epoch_steps: int = 0) -> Work:
-        chosen = rows if parsed.lengths == "all" else rows[split.counts + 1 >= steps]
+        chosen = rows_for(steps)
         examples = select_examples(split, chosen, vocabulary, tokens.lexicon(), steps)
         flat = DataConfig(batch_size=reviews, max_tokens=steps, bucket_edges=())
         (batch,) = read_batch(examples, plan_epoch(examples.lengths, flat, 0, 0)[0], flat)
@@ -97,19 +100,21 @@ def main(arguments: list[str]) -> int:
         return Work(batch, one, [read_batch(examples, plan, grouped) for plan in plans])
 
     if parsed.grow:
-        records = compare.grow(names, make_work, show, rounds=2)
+        on_gpu = parsed.device == "gpu"
+        records = compare.grow(names, make_work, show, rounds=2, on_gpu=on_gpu)
         show.say(compare.growth_table(records))
     else:
         work = make_work(
             parsed.batch_size, DataConfig().max_tokens, 0 if parsed.quick else parsed.epoch_steps
         )
+        reviews = len(rows_for(DataConfig().max_tokens))
         show.say(
             f"{len(work.batch.length)} reviews padded to {work.batch.tokens.shape[1]}, "
             f"{int(work.batch.length.sum()):,} tokens of their own; one review of "
-            f"{int(work.one.length[0])}; an epoch of {len(rows):,} reviews, by {len(work.epoch)} "
+            f"{int(work.one.length[0])}; an epoch of {reviews:,} reviews, by {len(work.epoch)} "
             "steps of it"
         )
-        steps_an_epoch = -(-len(rows) // parsed.batch_size)
+        steps_an_epoch = -(-reviews // parsed.batch_size)
         records = []
         for size, products in itertools.product(parsed.hidden_size, parsed.products):
             config = ModelConfig(hidden_size=size, products=products)

@@ -286,20 +286,26 @@ def share_of_peak(records: Sequence[Record], work: Work, config: ModelConfig) ->
 
 
 def grow(
-    names: Sequence[str], make_work: Callable[[int, int], Work], show: Show, *, rounds: int
+    names: Sequence[str],
+    make_work: Callable[[int, int], Work],
+    show: Show,
+    *,
+    rounds: int,
+    on_gpu: bool,
 ) -> list[Record]:
     """Returns a record of every training step as one thing at a time grows.
 
     `make_work` takes the batch's reviews and the tokens that they are padded to.
     """
     base = {"tokens": 250, "reviews": 128, "hidden": 64, "devices": 0}
-    settings = [base | {field: value} for field, values in GROWTH.items() for value in values]
+    grown = [base | {field: value} for field, values in GROWTH.items() for value in values]
+    settings = [setting for at, setting in enumerate(grown) if setting not in grown[:at]]
     records = []
     with show.bar("settings", len(settings), 0) as bar:
         for setting in settings:
             work = make_work(setting["reviews"], setting["tokens"])
             sizes = {"hidden_size": setting["hidden"], "devices": setting["devices"] or None}
-            with start(names, work, show, **sizes) as (workers, _):
+            with start(names, work, show, on_gpu=on_gpu, **sizes) as (workers, _):
                 for number in range(rounds + 1):
                     for worker in workers:
                         record = worker.ask("train", number) | {"setting": setting}

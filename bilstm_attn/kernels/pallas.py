@@ -22,7 +22,7 @@ from bilstm_attn.types import Inputs, Lengths, Query, States
 
 Device = Literal["gpu", "tpu"]
 
-MADE_FOR = {"gpu": pallas_gpu, "tpu": pallas_tpu}
+FORMS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
 
 Kernels = Float[Array, "2 r g"]  # r = e + h
 Biases = Float[Array, "2 g"]
@@ -51,7 +51,7 @@ def here(products: Products) -> Way:
 
 def most_hidden(way: Way) -> int:
     """Returns how many hidden units fit on the chip; 0 where it has no such products."""
-    return MADE_FOR[way.device].MOST_HIDDEN.get(way.products, 0)
+    return FORMS[way.device].MOST_HIDDEN.get(way.products, 0)
 
 
 def lstm(
@@ -84,7 +84,7 @@ def lstm(
         ]
     ).reshape(2, steps, batch, GATES, hidden)
     recurrent = kernels[:, inputs_size:].reshape(2, hidden, GATES, hidden).swapaxes(1, 2)
-    rows, units = MADE_FOR[way.device].padding(batch, hidden)
+    rows, units = FORMS[way.device].padding(batch, hidden)
     states: Any = _walk(
         way,
         jnp.pad(projected, ((0, 0), (0, 0), (0, rows), (0, 0), (0, units))),
@@ -102,7 +102,7 @@ def lstm(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(way: Way, arguments: tuple[Any, ...]) -> Any:
     """Returns the states, the gates and each step's c before it."""
-    return MADE_FOR[way.device].forward(
+    return FORMS[way.device].forward(
         *arguments, products=way.products, interpret=way.interpret, save=True
     )
 
@@ -110,7 +110,7 @@ def _forward(way: Way, arguments: tuple[Any, ...]) -> Any:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward(way: Way, arguments: tuple[Any, ...]) -> Projected:
     """Returns the gradient of what was projected."""
-    return MADE_FOR[way.device].backward(*arguments, products=way.products, interpret=way.interpret)
+    return FORMS[way.device].backward(*arguments, products=way.products, interpret=way.interpret)
 
 
 @_forward.defjvp
@@ -125,7 +125,7 @@ def _walk(
 ) -> Walked:
     """Returns both directions' states, zero at padding."""
     given = (projected, recurrent, lengths)
-    [states] = MADE_FOR[way.device].forward(
+    [states] = FORMS[way.device].forward(
         *given, products=way.products, interpret=way.interpret, save=False
     )
     return states
