@@ -1,4 +1,4 @@
-"""The compiled layer against the equations and the scan: sizes, masks, transformations, faults."""
+"""The compiled layer and the scans against the equations and each other: sizes, masks, faults."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +33,7 @@ SIZES = [
     (20, 530, 2, 3),
 ]
 every_size = pytest.mark.parametrize("size", SIZES)
+every_backend = pytest.mark.parametrize("backend", ["native", "scan", "plain"])
 
 
 class Layer:
@@ -77,9 +78,10 @@ def assert_close(one, other):
 
 
 @every_size
-def test_values_are_the_loop_from_the_equations(size):
+@every_backend
+def test_values_are_the_loop_from_the_equations(size, backend):
     layer = Layer(*size)
-    states, last = jax.jit(partial(layer.run, "native"))(layer.params, layer.inputs, None)
+    states, last = jax.jit(partial(layer.run, backend))(layer.params, layer.inputs, None)
     found = []
     for way, cell in enumerate(layer.cells):
         params = {
@@ -93,12 +95,14 @@ def test_values_are_the_loop_from_the_equations(size):
 
 
 @pytest.mark.parametrize(("size", "noisy"), [(SIZES[1], False), *[(size, True) for size in SIZES]])
-def test_gradients_are_the_scans(size, noisy):
+def test_gradients_are_the_plain_scans(size, noisy):
     layer = Layer(*size)
-    found = layer.gradients("native", noisy)
-    assert_close(found, layer.gradients("plain", noisy))
+    expected = layer.gradients("plain", noisy)
     padding = np.arange(size[0])[:, None] >= layer.lengths
-    assert (np.asarray(found[1])[padding] == 0).all()
+    for backend in ("native", "scan"):
+        found = layer.gradients(backend, noisy)
+        assert_close(found, expected)
+        assert (np.asarray(found[1])[padding] == 0).all()
 
 
 def test_bits_do_not_depend_on_the_threads(monkeypatch):
@@ -111,10 +115,11 @@ def test_bits_do_not_depend_on_the_threads(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, other, found[0])
 
 
-def test_vmap_over_parameters_is_one_after_the_other():
+@every_backend
+def test_vmap_over_parameters_is_one_after_the_other(backend):
     layer = Layer(*SIZES[1])
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), layer.params)
-    gradient = jax.grad(partial(layer.loss, "native"))
+    gradient = jax.jit(jax.grad(partial(layer.loss, backend)))
     together = jax.jit(jax.vmap(gradient, (0, None, None)))(several, layer.inputs, layer.noises)
     for seed in range(3):
         params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], several)
@@ -122,11 +127,12 @@ def test_vmap_over_parameters_is_one_after_the_other():
         assert_close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], together), alone)
 
 
-def test_recomputed_gradients_are_the_same_bits():
+@every_backend
+def test_gradients_recomputed_from_a_checkpoint_are_the_same(backend):
     layer = Layer(*SIZES[1])
     given = layer.params, layer.inputs, layer.noises
-    again = jax.jit(jax.grad(jax.checkpoint(partial(layer.loss, "native")), (0, 1, 2)))(*given)
-    jax.tree.map(np.testing.assert_array_equal, again, layer.gradients("native"))
+    again = jax.jit(jax.grad(jax.checkpoint(partial(layer.loss, backend)), (0, 1, 2)))(*given)
+    assert_close(again, layer.gradients(backend))
 
 
 def test_what_is_not_a_number_stays_so_and_large_numbers_do_not_become_so():
