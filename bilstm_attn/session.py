@@ -96,7 +96,7 @@ def run_training(
             f"stopped at step {interrupted.step}; its state is saved; go on with\n"
             f"  {shlex.join(command)}"
         )
-        return 130
+        return interrupted.status
     if config.train.each_epoch == "validation" and "test" in tokens.splits:
         _measure_test_once(run, chosen, tokens, chosen_backend, mesh, show)
     else:

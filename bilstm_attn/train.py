@@ -109,27 +109,30 @@ def make_train_step(
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed; a second press stops at once."""
-    pressed = []
+def interruptible() -> Iterator[list[int]]:
+    """Yields the signals that asked to stop: Ctrl-C, of which a second stops at once, or SIGTERM."""
+    received: list[int] = []
 
-    def press(number: int, frame: Any) -> None:
-        if pressed:
+    def receive(number: int, frame: Any) -> None:
+        if number in received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        pressed.append(number)
+        received.append(number)
 
-    before = signal.signal(signal.SIGINT, press)
+    asking = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, receive) for number in asking]
     try:
-        yield lambda: bool(pressed)
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(asking, before, strict=True):
+            signal.signal(number, handler)
 
 
 class Interrupted(Exception):
-    """Ctrl-C was pressed; the state at `step` is saved."""
+    """A signal asked to stop; the state at `step` is saved."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, signal_number: int):
         self.step = step
+        self.status = 128 + signal_number  # of the program, as shells have it
 
 
 def not_finite(step: int, epoch: int) -> UserError:
@@ -214,7 +217,7 @@ def train(
 
     Raises:
       UserError: the loss is not finite, or the run cannot be written. Earlier checkpoints stay.
-      Interrupted: Ctrl-C was pressed.
+      Interrupted: Ctrl-C was pressed, or SIGTERM came.
     """
     objective = make(
         "objective", OBJECTIVES, config.train.objective, config.train.objective_options
@@ -230,7 +233,7 @@ def train(
     spent = 0.0  # seconds of an interrupted epoch
     split = config.train.each_epoch
 
-    with Checkpoints(run.checkpoints) as checkpoints, interruptible() as is_interrupted:
+    with Checkpoints(run.checkpoints) as checkpoints, interruptible() as stops:
         if (restored := checkpoints.restore(state, show.say)) is not None:
             state, record = restored
             epochs, pending, spent = record["epochs"], record["pending"], record["seconds"]
@@ -259,11 +262,11 @@ def train(
                     log.add(step, epoch + 1, sums)
                     bar.advance(plan.size)
                     bar.describe(log.latest)
-                    if is_interrupted() and plan is not plans[-1]:
+                    if stops and plan is not plans[-1]:
                         record = {"epochs": epochs, "pending": log.pending()}
                         record["seconds"] = time.perf_counter() - begun
                         checkpoints.save(step, state, record)
-                        raise Interrupted(step)
+                        raise Interrupted(step, stops[0])
             log.flush()
             seconds = time.perf_counter() - begun
             trained: Sums = jax.device_get(state.sums)
@@ -290,8 +293,8 @@ def train(
             run.log({"kind": "epoch", **record})
             checkpoints.save(step, state, {"epochs": epochs, "pending": [], "seconds": 0.0})
             show.epoch(record, split)
-            if is_interrupted() and epoch + 1 < config.train.epochs:
-                raise Interrupted(step)
+            if stops and epoch + 1 < config.train.epochs:
+                raise Interrupted(step, stops[0])
     return chosen_epoch(config, epochs)
 
 

@@ -54,18 +54,23 @@ def kill() -> None:
     raise Killed
 
 
-def press() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
 # Of 12 steps, 6 an epoch, metrics every 2.
 
 
-@pytest.mark.parametrize("step", [3, 6, 8])
-def test_interrupted_run_continues_to_the_same_bits(done, empty, monkeypatch, capsys, step):
+@pytest.mark.parametrize(
+    ("step", "number", "status"),
+    [(3, signal.SIGINT, 130), (6, signal.SIGTERM, 143), (8, signal.SIGTERM, 143)],
+)
+def test_interrupted_run_continues_to_the_same_bits(
+    done, empty, monkeypatch, capsys, step, number, status
+):
     with monkeypatch.context() as patch:
-        at_batch(patch, step, press)
-        assert train(empty, "--name", "tiny") == 130
+        at_batch(patch, step, lambda: send(number))
+        assert train(empty, "--name", "tiny") == status
     out = capsys.readouterr().out
     assert f"stopped at step {step}; its state is saved; go on with\n  python " in out
     assert out.endswith("--resume\n")
