@@ -110,7 +110,7 @@ def make_train_step(
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Yields the signals that asked to stop: Ctrl-C, of which a second stops at once, or SIGTERM."""
+    """Yields the signals that asked to stop: SIGTERM, or Ctrl-C (the second stops at once)."""
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:

@@ -1,11 +1,12 @@
 """The token cache: damage, full disks and two processes at once."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
-from tiny import ROOT, SIZES, cut, error_of, full_disk, script, tiny, write_cache
+from tiny import ROOT, SIZES, cut, error_of, flip, full_disk, script, tiny, write_cache
 
 from bilstm_attn.data import imdb, sources
 from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
@@ -41,6 +42,12 @@ def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
 
 DAMAGES = {
     "words cut short": lambda folder: cut(folder / "train.words.npy", 200),
+    "a byte of the words changed": lambda folder: flip(folder / "train.words.npy", 300),
+    "a byte of the labels changed": lambda folder: flip(folder / "train.labels.npy", 130),
+    "a byte of the lexicon changed": lambda folder: flip(folder / "lexicon.txt", 3),
+    "a digit of the data's digest changed": lambda folder: (folder / "meta.json").write_text(
+        re.sub(r'(?<="sha256": ")(.)', "g", (folder / "meta.json").read_text())
+    ),
     "words missing": lambda folder: (folder / "train.words.npy").unlink(),
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "meta cut short": lambda folder: cut(folder / "meta.json", 50),

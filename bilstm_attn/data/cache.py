@@ -14,7 +14,7 @@ import secrets
 import shutil
 from array import array
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from bilstm_attn.registry import look_up
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import TOKENISER_VERSION, tokenise
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +53,22 @@ class Split(NamedTuple):
 
 
 class TokenCache:
-    """A prepared folder, opened for reading."""
+    """A prepared folder, opened for reading; every file in it is as it was written.
+
+    Raises:
+      UserError: one is not.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         try:
             self.meta = json.loads((folder / "meta.json").read_text())
-            for name, size in self.meta["bytes"].items():
-                if (folder / name).stat().st_size != size:
-                    raise OSError(f"{name} has not {size} bytes")
+            if _digest_of(self.meta) != self.meta["meta_sha256"]:
+                raise ValueError("meta.json is not what was written")
+            for name, digest in self.meta["files_sha256"].items():
+                with (folder / name).open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        raise ValueError(f"{name} is not what was written")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the token cache {folder} is damaged ({error}); delete it and run "
@@ -90,6 +97,12 @@ class TokenCache:
 
 
 _PARTS = Split._fields
+
+
+def _digest_of(meta: Any) -> str:
+    """Returns the SHA-256 of all that stands in meta.json but itself."""
+    rest = {name: value for name, value in meta.items() if name != "meta_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def default_cache_dir() -> Path:
@@ -170,6 +183,10 @@ def _write(source: Source, folder: Path, show: Show) -> None:
         "tokeniser": TOKENISER_VERSION,
         "splits": {split: len(labels) for split, (_, _, labels) in found.items()},
         "sha256": digest.hexdigest(),
-        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "files_sha256": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+        },
     }
+    meta["meta_sha256"] = _digest_of(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
