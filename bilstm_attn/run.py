@@ -1,5 +1,6 @@
 """A run's folder: what lies in it, and where it came from."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,30 @@ class Run:
                 f"{self.folder} holds this run already; continue it with --resume, or give --name "
                 "or --seed for another"
             )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes from training in it, however this one ends.
+
+        Raises:
+          UserError: another does already, or the folder cannot be made.
+        """
+        with contextlib.ExitStack() as stack:
+            with saving(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.folder / "lock").open("a"))
+            try:
+                import fcntl  # not on Windows
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {self.folder}; wait for it, or give --name "
+                    "or --seed for another run"
+                ) from None
+            except (ImportError, OSError):  # a system or a file system without locks
+                pass
+            yield
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Makes the folder; writes the config, and adds `environment` to earlier ones."""

@@ -61,53 +61,51 @@ def run_training(
     run.check(config, resume=resume)
     if tensorboard:
         run.open_tensorboard()
-    keep_compiled(show)
-    if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
-        backend = run.environment().get("backend", "auto")
-    chosen_backend = choose_backend(backend, config, show)
-    tokens = prepare_tokens(config.data.dataset, places, show)
-    _say_lengths(tokens, show)
-    vocabulary, training, watched = _examples_of_run(tokens, config)
-    model = Model(config.model, vocabulary.size, chosen_backend)
-    show.say(
-        f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
-        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
-        f"backend {model.backend}"
-    )
-    environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
-    run.start(config, environment | {"backend": model.backend})
-    if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
-        show.say("no checkpoint was saved yet; starting at step 0")
-    try:
-        chosen = train(
-            config,
-            model,
-            vocabulary,
-            training,
-            watched,
-            run=run,
-            mesh=mesh,
-            show=show,
-            log_every_steps=log_every_steps,
-        )
-    except Interrupted as interrupted:
-        command = ["python", *sys.argv] + ([] if resume else ["--resume"])
+    with run.held():
+        run.check(config, resume=resume)  # what another process may have begun meanwhile
+        keep_compiled(show)
+        if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
+            backend = run.environment().get("backend", "auto")
+        chosen_backend = choose_backend(backend, config, show)
+        tokens = prepare_tokens(config.data.dataset, places, show)
+        _say_lengths(tokens, show)
+        vocabulary, training, watched = _examples_of_run(tokens, config)
+        model = Model(config.model, vocabulary.size, chosen_backend)
         show.say(
-            f"stopped at step {interrupted.step}; its state is saved; go on with\n"
-            f"  {shlex.join(command)}"
+            f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
+            f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
+            f"backend {model.backend}"
         )
-        return interrupted.status
-    if config.train.each_epoch == "validation" and "test" in tokens.splits:
-        _measure_test_once(run, chosen, tokens, chosen_backend, mesh, show)
-    else:
-        _say_chosen(config, chosen, watched.size, show)
-    draw_curves(run.records(), config.train.each_epoch, run.curves)
-    show.say(f"curves   {run.curves}")
-    show.say(f"run      {run.folder}")
-    here = shlex.quote(str(run.folder))
-    run.close()
-    show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
-    return 0
+        environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+        run.start(config, environment | {"backend": model.backend})
+        if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
+            show.say("no checkpoint was saved yet; starting at step 0")
+        try:
+            chosen = train(
+                config,
+                model,
+                vocabulary,
+                training,
+                watched,
+                run=run,
+                mesh=mesh,
+                show=show,
+                log_every_steps=log_every_steps,
+            )
+        except Interrupted as interrupted:
+            command = ["python", *sys.argv] + ([] if resume else ["--resume"])
+            show.say(
+                f"stopped at step {interrupted.step}; its state is saved; go on with\n"
+                f"  {shlex.join(command)}"
+            )
+            return interrupted.status
+        if config.train.each_epoch == "validation" and "test" in tokens.splits:
+            _measure_test_once(run, chosen, tokens, chosen_backend, mesh, show)
+        else:
+            _say_chosen(config, chosen, watched.size, show)
+        _say_where(run, config, show)
+        run.close()
+        return 0
 
 
 def _say_lengths(tokens: TokenCache, show: Show) -> None:
@@ -143,6 +141,15 @@ def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show
         f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
         f"{chosen['epoch']} ({reviews:,} reviews{selected})"
     )
+
+
+def _say_where(run: Run, config: Config, show: Show) -> None:
+    """Draws the curves; prints where they and the run lie, and how to try it."""
+    draw_curves(run.records(), config.train.each_epoch, run.curves)
+    show.say(f"curves   {run.curves}")
+    show.say(f"run      {run.folder}")
+    here = shlex.quote(str(run.folder))
+    show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
 
 
 def keep_compiled(show: Show) -> None:

@@ -228,3 +228,17 @@ def test_environment_says_what_a_result_depends_on():
     assert environment["data_sha256"] == "d1f"
     assert {"jax", "jaxlib", "flax", "optax", "numpy"} <= set(environment["versions"])
     json.dumps(environment)
+
+
+def test_second_process_in_a_live_runs_folder_is_refused(tmp_path):
+    run = Run(tmp_path / "tiny" / "seed0")
+    says = (
+        f"another process is training in {run.folder}; wait for it, or give --name or --seed for "
+        "another run"
+    )
+    with run.held():
+        assert error_of(Run(run.folder).held().__enter__) == says
+    with Run(run.folder).held():
+        pass
+    (tmp_path / "file").touch()
+    assert "cannot save" in error_of(Run(tmp_path / "file" / "seed0").held().__enter__)
