@@ -131,8 +131,11 @@ def prepare_native(say: Callable[[str], None] = lambda line: None) -> None:
 
 
 def _native_agrees() -> bool:
-    """Returns whether a layer of odd sizes has the same values and gradients either way."""
-    steps, rows, inputs_size = 9, 29, 7
+    """Returns whether a layer of odd sizes has the same values and gradients either way.
+
+    Of two tiles, the second of few rows, and of more tokens than are summed up at once.
+    """
+    steps, rows, inputs_size = 13, 35, 7
     config = ModelConfig(hidden_size=19)
     keys = jax.random.split(jax.random.key(0), rows)
     inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))

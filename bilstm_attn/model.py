@@ -14,6 +14,7 @@ from bilstm_attn.dropout import dropout_mask, word_mask
 from bilstm_attn.encoder import Encoder
 from bilstm_attn.errors import UserError
 from bilstm_attn.pooling import POOLINGS, Pooling
+from bilstm_attn.products import computed_in
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Output, Params, Tokens
@@ -84,7 +85,7 @@ class Classifier(nnx.Module):
         mask = length_mask(lengths, inputs.shape[0])
         inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
         states, last = self.encoder(inputs, lengths, keys)
-        with jax.default_matmul_precision("float32"):  # GPUs and TPUs would take less
+        with computed_in("float32"):
             weights = self.attention(states, last, mask)
             context = self.pooling(states, last, weights, mask)
             units = jax.nn.relu(self.dense(context))

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from bilstm_attn.config import Backend, Products
 from bilstm_attn.derivatives import reverse_only
 from bilstm_attn.kernels import native, pallas
+from bilstm_attn.products import computed_in, round_factors
 from bilstm_attn.types import (
     Hidden,
     HiddenStates,
@@ -159,13 +160,10 @@ class _Loop(NamedTuple):
     precision: Precision
 
     def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
-        """Returns the cell's gates in float32, its products computed in `precision.products`."""
-        read, products = (weights, inputs, hidden), self.precision.products
-        if products == "bfloat16":
-            read = jax.tree.map(lambda array: array.astype(products), read)
-        with jax.default_matmul_precision(products):
-            gates = self.cell.linear(*read)
-        return jax.tree.map(lambda gates: gates.astype(jnp.float32), gates)
+        """Returns the cell's gates, its products computed in `precision.products`."""
+        products = self.precision.products
+        with computed_in(products):
+            return self.cell.linear(*round_factors((weights, inputs, hidden), products))
 
 
 def _at(inputs: InputsAtTime, noise: InputNoise | None, valid: Array) -> InputsAtTime:

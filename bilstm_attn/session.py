@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,17 +170,21 @@ def keep_compiled(show: Show) -> None:
 
 
 def forget_oldest(folder: Path, most_bytes: int) -> None:
-    """Deletes the oldest files of a folder beyond `most_bytes`, as far as it can.
+    """Deletes the files of a folder that were used longest ago, beyond `most_bytes`.
 
     jax's own limit loses its way where a process was killed while it wrote an entry.
     """
-    with contextlib.suppress(OSError):
-        files = [path for path in folder.iterdir() if path.is_file()]
-        made = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in files)
-        for _, size, path in reversed(made):
-            most_bytes -= size
-            if most_bytes < 0:
-                path.unlink(missing_ok=True)
+    used = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process has deleted it
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                used.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+    for _, size, path in sorted(used, reverse=True):
+        most_bytes -= size
+        if most_bytes < 0:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def check_names(config: Config) -> None:

@@ -71,6 +71,8 @@ def make_train_step(
     divided by the weight of the whole batch. The state is donated.
     """
 
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+
     def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
         def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
             sums = objective(model, params, group, keys)
@@ -81,10 +83,12 @@ def make_train_step(
 
         total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
         for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
-            # The condition keeps one group's temporaries from lying beside another's.
-            any_review = (group.weight != 0).any()
             given = (total, params, group, keys_of_group)
-            total = lax.cond(any_review, add, lambda total, *_: total, *given)
+            if on_cpu:  # where only a condition keeps the groups' temporaries from lying together
+                any_review = (group.weight != 0).any()
+                total = lax.cond(any_review, add, lambda total, *_: total, *given)
+            else:  # where a condition would make the host wait
+                total, params = lax.optimization_barrier((add(*given), params))
         return lax.psum(total, AXIS)
 
     # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.

@@ -22,6 +22,7 @@ ROOMS = [
     "data.batches",
     "dropout",
     "derivatives",
+    "products",
     "kernels.native",
     "kernels.step",
     "kernels.pallas_gpu",

@@ -277,6 +277,7 @@ def test_products_are_asked_for_in_their_precision_and_the_rest_in_float32(produ
     found = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
     assert {each for pair in found for each in pair} == asked
     assert text.count("dot_general ") == len(found)
+    assert ("lhs_precision_type = bf16" in text) == (products == "bfloat16")
 
 
 def test_tutorial_model_has_the_tutorials_parameters():

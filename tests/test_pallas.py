@@ -43,6 +43,7 @@ def given(steps, rows, inputs_size):
     inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))
     lengths = (steps - jnp.arange(rows)) % (steps + 1)  # steps, ..., 0, and again
     lengths = lengths.at[-1].set(0)
+    lengths = jnp.where(jnp.arange(rows) < 16, jnp.minimum(lengths, 3), lengths)  # a shorter tile
     return inputs, lengths, jax.random.split(jax.random.key(0), rows)
 
 
@@ -79,6 +80,12 @@ def test_padding_is_zero_and_is_never_read(device):
     (_, (states, _)), (_, of_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
     assert (np.asarray(states)[padding] == 0).all()
     assert (np.asarray(of_inputs)[padding] == 0).all()
+    too_long = jnp.where(lengths == lengths.max(), 9, lengths)  # beyond the inputs' end
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        value_and_gradients(run, params, inputs, jnp.where(too_long == 9, 6, lengths), keys),
+        value_and_gradients(run, params, inputs, too_long, keys),
+    )
     broken = jnp.where(padding[..., None], jnp.nan, inputs)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -145,6 +152,20 @@ def test_it_is_lowered_for_cuda(products, hidden):
 @pytest.mark.parametrize(("products", "hidden"), [("float32", 64), ("bfloat16", 512)])
 def test_it_is_lowered_for_tpu(products, hidden):
     assert lowered("tpu", products, hidden).count("tpu_custom_call") == 2  # forward and backward
+
+
+def test_several_batches_at_once_are_lowered_for_tpu():
+    shapes = ((3, 9, 8, 4), (3, 8), (3, 68, 256), (3, 2, 256))
+    way = pallas.Way("tpu")
+
+    def run(inputs, lengths, kernel, biases):
+        kernels = jnp.stack([kernel, kernel])
+        return pallas.lstm(inputs, lengths, kernels, biases, jnp.zeros(0), way)[0]
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    arrays[1] = jax.ShapeDtypeStruct(shapes[1], jnp.int32)
+    traced = jax.jit(jax.vmap(run)).trace(*arrays)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_a_tpu_has_no_tensorfloat32():

@@ -14,4 +14,3 @@ def test_the_oldest_compiled_programs_are_forgotten_beyond_the_limit(tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
     forget_oldest(tmp_path, 29)
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "new", "newest"}
-    forget_oldest(tmp_path / "not there", 29)

@@ -14,6 +14,7 @@ import numpy as np
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.benchmark.peers import PEERS
 from bilstm_attn.config import ModelConfig
+from bilstm_attn.errors import UserError
 from bilstm_attn.model import Model
 from bilstm_attn.types import Batch, Params
 
@@ -116,8 +117,10 @@ def main(name: str, file: str, setting: str) -> None:
     params = make_params(config)
     jax.config.update("jax_default_matmul_precision", config.products)  # of the others in JAX
     try:
+        if on_gpu and (devices or 1) > 1 and not name.startswith("ours"):
+            raise Unmeasured("it runs on one GPU")
         peer = PEERS[name](params, Setting(config, work.rows, devices, on_gpu))
-    except (ImportError, Unmeasured) as error:
+    except (ImportError, Unmeasured, UserError) as error:
         print(json.dumps({"missing": str(error)}), file=out, flush=True)
         return
     print(json.dumps({}), file=out, flush=True)

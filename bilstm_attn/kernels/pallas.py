@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from bilstm_attn.config import Products
 from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import pallas_gpu, pallas_tpu
-from bilstm_attn.kernels.step import GATES, as_factor, multiply
+from bilstm_attn.kernels.step import GATES
+from bilstm_attn.products import computed_in, round_factors
 from bilstm_attn.types import Inputs, Lengths, Query, States
 
 Device = Literal["gpu", "tpu"]
@@ -77,19 +78,20 @@ def lstm(
     mask = (jnp.arange(steps)[:, None] < lengths[None])[..., None]
     inputs = jnp.where(mask, inputs, 0)
     read = [inputs * noise[None] for noise in noises] if noises.size else [inputs, inputs]
-    projected = jnp.stack(
-        [
-            multiply(x, kernel[:inputs_size], way.products) + bias[None, None]
-            for x, kernel, bias in zip(read, kernels, biases, strict=True)
-        ]
-    ).reshape(2, steps, batch, GATES, hidden)
+    with computed_in(way.products):
+        projected = jnp.stack(
+            [
+                jnp.matmul(*round_factors((x, kernel[:inputs_size]), way.products)) + bias[None]
+                for x, kernel, bias in zip(read, kernels, biases[:, None], strict=True)
+            ]
+        ).reshape(2, steps, batch, GATES, hidden)
     recurrent = kernels[:, inputs_size:].reshape(2, hidden, GATES, hidden).swapaxes(1, 2)
     rows, units = FORMS[way.device].padding(batch, hidden)
     states: Any = _walk(
         way,
         jnp.pad(projected, ((0, 0), (0, 0), (0, rows), (0, 0), (0, units))),
         jnp.pad(recurrent, ((0, 0), (0, 0), (0, units), (0, units))),
-        jnp.pad(lengths.astype(jnp.int32), (0, rows)),
+        jnp.pad(jnp.clip(lengths.astype(jnp.int32), 0, steps), (0, rows)),
     )
     forward, backward = states[0, :, :batch, :hidden], states[1, :, :batch, :hidden]
     ends = forward[jnp.maximum(lengths - 1, 0), jnp.arange(batch)]
@@ -147,13 +149,9 @@ def _back(way: Way, residuals: Any, of_states: Walked) -> Any:
             jnp.concatenate([states[1, 1:], none]),
         ]
     )
-    of_recurrent = jnp.einsum(
-        "wtbh,wtbgk->wghk",
-        as_factor(before, way.products),
-        as_factor(of_projected, way.products),
-        precision=way.products,
-        preferred_element_type=jnp.float32,
-    )
+    with computed_in(way.products):
+        factors = round_factors((before, of_projected), way.products)
+        of_recurrent = jnp.einsum("wtbh,wtbgk->wghk", *factors)
     return of_projected, of_recurrent, None
 
 

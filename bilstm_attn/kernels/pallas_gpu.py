@@ -20,7 +20,7 @@ from bilstm_attn.config import Products
 from bilstm_attn.kernels.step import GATES, advance, as_factor, multiply, retreat
 
 TILE = 16  # rows of a program: the fewest that the GPU's matrix units take
-# With more, U does not fit on the chip.
+# With more, U does not fit into the shared memory of an A100 or H100, beside all else.
 MOST_HIDDEN: dict[Products, int] = {"float32": 64, "tensorfloat32": 64, "bfloat16": 128}
 
 
@@ -42,7 +42,8 @@ def forward(
     _, steps, batch, _, hidden = projected.shape
     states = (2, steps, batch, hidden)
     results = (states, projected.shape, states) if save else (states,)
-    return _call(_forward_kernel, results, products, interpret, lengths, projected, recurrent)
+    given = (lengths, projected, as_factor(recurrent, products))
+    return _call(_forward_kernel, results, products, interpret, *given)
 
 
 def backward(
@@ -56,7 +57,8 @@ def backward(
     interpret: bool,
 ) -> Array:
     """Returns the gradient of what was projected."""
-    given = (lengths, gates, cells, recurrent.swapaxes(2, 3), of_states)
+    transposed = as_factor(recurrent.swapaxes(2, 3), products)
+    given = (lengths, gates, cells, transposed, of_states)
     [of_projected] = _call(_backward_kernel, (gates.shape,), products, interpret, *given)
     return of_projected
 

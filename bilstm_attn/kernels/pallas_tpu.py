@@ -24,7 +24,7 @@ LANES = 128  # units are padded to a multiple of it
 SUBLANES = 8  # and rows of this
 MOST_ROWS = 128  # of a tile
 MOST_STEPS = 8  # of a chunk
-CHUNK = 2**19  # numbers in a chunk's gates: 2 MiB, of which two are held, beside what is saved
+CHUNK = 2**18  # numbers in a chunk's gates: 1 MiB; two chunks are held of all that is over time
 MOST_HIDDEN: dict[Products, int] = {"float32": 256, "bfloat16": 512}  # U has to fit beside them
 
 
@@ -100,7 +100,8 @@ def _call(
 ) -> tuple[Array, ...]:
     """Runs a kernel: a matrix for each direction, and arrays `[2 t b ...]`, to such arrays."""
     matrix, *over_time = arguments
-    _, steps, batch, hidden = results[0] if not walks_back else over_time[1].shape
+    _, steps, batch, _ = results[0]
+    hidden = min(matrix.shape[1:])
     rows = _rows_of_tile(batch)
     chunk = max(1, min(MOST_STEPS, CHUNK // (rows * GATES * hidden)))
     chunks, more = -(-steps // chunk), -steps % chunk
@@ -112,10 +113,9 @@ def _call(
         return pl.BlockSpec((1, chunk, rows, width), at)
 
     found = pl.pallas_call(
-        functools.partial(kernel, chunks=chunks),
+        functools.partial(kernel, chunks=chunks, walks_back=walks_back),
         grid=(2, batch // rows, chunks),
         in_specs=[
-            pl.BlockSpec(memory_space=pltpu.SMEM),
             pl.BlockSpec((rows, 1), lambda way, tile, count: (tile, 0)),
             pl.BlockSpec((1, *matrix.shape[1:]), lambda way, tile, count: (way, 0, 0)),
             *(block(each.shape[-1]) for each in over_time),
@@ -130,7 +130,6 @@ def _call(
         ),
         interpret=interpret,
     )(
-        lengths.reshape(-1, rows).max(axis=1),
         lengths[:, None],
         matrix,
         *(jnp.pad(each, ((0, 0), (0, more), (0, 0), (0, 0))) for each in over_time),
@@ -145,24 +144,23 @@ def _place(way: Any, count: Any, places: int, walks_back: bool) -> Any:
 
 def _walk_chunk(
     step: Any,
-    results: tuple[Any, ...],
+    result: Any,
     carries: tuple[Any, Any],
-    longest_ref: Any,
-    *,
+    lengths: Any,
     chunks: int,
     walks_back: bool,
 ) -> None:
-    """Runs `step(k, t)` over this program's times, or fills its `results` with zeros."""
-    way, tile, count = (pl.program_id(axis) for axis in range(3))
-    steps = results[0].shape[1]
-    first = _place(way, count, chunks, walks_back) * steps
+    """Runs `step(k, t)` over this program's times, or fills its `result` with zeros."""
+    way, count = pl.program_id(0), pl.program_id(2)
+    steps = result.shape[1]
+    first, longest = _place(way, count, chunks, walks_back) * steps, lengths[...].max()
 
     @pl.when(count == 0)
     def _() -> None:
         for carry in carries:
             carry[...] = jnp.zeros_like(carry)
 
-    @pl.when(first < longest_ref[tile])
+    @pl.when(first < longest)
     def _() -> None:
         def take(count: Any, nothing: None) -> None:
             k = _place(way, count, steps, walks_back)
@@ -170,9 +168,9 @@ def _walk_chunk(
 
         lax.fori_loop(0, steps, take, None)
 
-    @pl.when(first >= longest_ref[tile])
+    @pl.when(first >= longest)
     def _() -> None:
-        results[0][...] = jnp.zeros_like(results[0])
+        result[...] = jnp.zeros_like(result)
 
 
 def _parts(gates: Array) -> Any:
@@ -181,7 +179,6 @@ def _parts(gates: Array) -> Any:
 
 
 def _forward_kernel(
-    longest_ref: Any,
     lengths_ref: Any,
     recurrent_ref: Any,
     projected_ref: Any,
@@ -189,6 +186,7 @@ def _forward_kernel(
     *saved_and_carries: Any,
     products: Products,
     chunks: int,
+    walks_back: bool,
 ) -> None:
     *saved_refs, h_ref, c_ref = saved_and_carries
     lengths = jnp.broadcast_to(lengths_ref[...], h_ref.shape)
@@ -205,11 +203,10 @@ def _forward_kernel(
             gates_ref[0, k] = jnp.concatenate(gates, axis=-1)
             cells_ref[0, k] = c
 
-    _walk_chunk(step, (states_ref,), (h_ref, c_ref), longest_ref, chunks=chunks, walks_back=False)
+    _walk_chunk(step, states_ref, (h_ref, c_ref), lengths_ref, chunks, walks_back)
 
 
 def _backward_kernel(
-    longest_ref: Any,
     lengths_ref: Any,
     transposed_ref: Any,
     gates_ref: Any,
@@ -221,6 +218,7 @@ def _backward_kernel(
     *,
     products: Products,
     chunks: int,
+    walks_back: bool,
 ) -> None:
     lengths = jnp.broadcast_to(lengths_ref[...], of_h_ref.shape)
 
@@ -234,11 +232,4 @@ def _backward_kernel(
         of_h_ref[...] = jnp.where(own, multiply(of_gates, transposed_ref[0], products), of_h)
         of_c_ref[...] = jnp.where(own, of_before, of_c)
 
-    _walk_chunk(
-        step,
-        (of_projected_ref,),
-        (of_h_ref, of_c_ref),
-        longest_ref,
-        chunks=chunks,
-        walks_back=True,
-    )
+    _walk_chunk(step, of_projected_ref, (of_h_ref, of_c_ref), lengths_ref, chunks, walks_back)

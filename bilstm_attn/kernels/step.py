@@ -45,11 +45,11 @@ def retreat(gates: Gates, cell: Array, of_state: Array, of_cell: Array) -> tuple
 
 
 def as_factor(array: Array, products: Products) -> Array:
-    """Returns what products are made of: rounded here for bfloat16, by the product for the rest."""
+    """Returns what a kernel's products are made of."""
     return array.astype(products) if products == "bfloat16" else array
 
 
 def multiply(left: Array, right: Array, products: Products) -> Array:
-    """Returns the product in float32, its factors rounded to `products`."""
+    """Returns a kernel's product, in float32, its factors rounded to `products`."""
     left, right = as_factor(left, products), as_factor(right, products)
     return jnp.matmul(left, right, precision=products, preferred_element_type=jnp.float32)
