@@ -75,6 +75,7 @@ def lstm(
     """
     steps, batch, inputs_size = inputs.shape
     hidden = biases.shape[1] // GATES
+    lengths = jnp.clip(lengths.astype(jnp.int32), 0, steps)
     mask = (jnp.arange(steps)[:, None] < lengths[None])[..., None]
     inputs = jnp.where(mask, inputs, 0)
     read = [inputs * noise[None] for noise in noises] if noises.size else [inputs, inputs]
@@ -91,7 +92,7 @@ def lstm(
         way,
         jnp.pad(projected, ((0, 0), (0, 0), (0, rows), (0, 0), (0, units))),
         jnp.pad(recurrent, ((0, 0), (0, 0), (0, units), (0, units))),
-        jnp.pad(jnp.clip(lengths.astype(jnp.int32), 0, steps), (0, rows)),
+        jnp.pad(lengths, (0, rows)),
     )
     forward, backward = states[0, :, :batch, :hidden], states[1, :, :batch, :hidden]
     ends = forward[jnp.maximum(lengths - 1, 0), jnp.arange(batch)]
