@@ -71,8 +71,6 @@ def make_train_step(
     divided by the weight of the whole batch. The state is donated.
     """
 
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-
     def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
         def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
             sums = objective(model, params, group, keys)
@@ -84,10 +82,10 @@ def make_train_step(
         total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
         for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
             given = (total, params, group, keys_of_group)
-            if on_cpu:  # where only a condition keeps the groups' temporaries from lying together
+            if is_of_cpus(mesh):  # only a condition keeps the groups' temporaries apart there
                 any_review = (group.weight != 0).any()
                 total = lax.cond(any_review, add, lambda total, *_: total, *given)
-            else:  # where a condition would make the host wait
+            else:  # and would make the host wait here
                 total, params = lax.optimization_barrier((add(*given), params))
         return lax.psum(total, AXIS)
 
@@ -110,6 +108,11 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer_state, state.sums.add(sums)), sums
 
     return jax.jit(step, donate_argnums=0)
+
+
+def is_of_cpus(mesh: Mesh) -> bool:
+    """Returns whether a mesh's devices are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 @contextmanager

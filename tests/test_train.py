@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 import pytest
 from entries import BACKENDS, CONFIGS, every_entry
 
+from bilstm_attn import train as loop
 from bilstm_attn.config import DataConfig, OptimConfig
 from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
 from bilstm_attn.evaluate import make_logits_step, predict_logits
@@ -112,6 +113,17 @@ def assert_devices_agree(**given):
             getattr(four, name),
         )
     np.testing.assert_allclose(of_one, of_four, rtol=1e-5)
+
+
+def test_groups_without_a_condition_between_them_are_the_same_step(monkeypatch):
+    batches = first_batches(DATA)[:2]
+    expected, _ = train_on(1, name="pooling-max", batches=batches)
+    monkeypatch.setattr(loop, "is_of_cpus", lambda mesh: False)
+    steps_on.cache_clear()
+    found, _ = train_on(1, name="pooling-max", batches=batches)
+    steps_on.cache_clear()
+    compare = partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-5)  # float32 rounding
+    jax.tree.map(compare, found.params, expected.params)
 
 
 def test_same_seed_same_bits_and_another_seed_or_key_others():
