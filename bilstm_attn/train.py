@@ -61,37 +61,51 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: i
     return make(jax.random.key(seed))
 
 
+def make_gradient(
+    model: Model, objective: Objective, *, on_cpu: bool
+) -> Callable[[Params, Groups, tuple[Keys, ...]], tuple[Params, Sums]]:
+    """Returns what every device does with its rows: the gradient's sum over all devices, and sums.
+
+    It runs under `jax.shard_map`, or `jax.pmap`, with the axis `sharding.AXIS`. The groups take
+    turns, so that memory is that of the largest; devices meet once, after the last.
+    """
+
+    def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
+        sums = objective(model, params, group, keys)
+        return sums.loss, sums
+
+    def add(total: Any, params: Params, group: Batch, keys: Keys) -> tuple[Params, Sums]:
+        return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(params, group, keys))
+
+    def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
+        total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
+        for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
+            given = (total, params, group, keys_of_group)
+            if on_cpu:  # where only a condition keeps the groups' temporaries apart
+                any_review = (group.weight != 0).any()
+                total = lax.cond(any_review, add, lambda total, *_: total, *given)
+            else:  # where a condition would make the host wait
+                total, params = lax.optimization_barrier((add(*given), params))
+        return lax.psum(total, AXIS)
+
+    return of_rows
+
+
 def make_train_step(
     model: Model, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainStep:
     """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
 
-    Each device differentiates the loss of its rows, one group after the other, so that memory is
-    that of the largest; gradients and sums are added over the mesh once, after the last, and
-    divided by the weight of the whole batch. The state is donated.
+    The gradient is divided by the weight of the whole batch. The state is donated.
     """
-
-    def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
-        def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
-            sums = objective(model, params, group, keys)
-            return sums.loss, sums
-
-        def add(total: Any, params: Params, group: Batch, keys: Keys) -> tuple[Params, Sums]:
-            return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(params, group, keys))
-
-        total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
-        for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
-            given = (total, params, group, keys_of_group)
-            if is_of_cpus(mesh):  # only a condition keeps the groups' temporaries apart there
-                any_review = (group.weight != 0).any()
-                total = lax.cond(any_review, add, lambda total, *_: total, *given)
-            else:  # and would make the host wait here
-                total, params = lax.optimization_barrier((add(*given), params))
-        return lax.psum(total, AXIS)
-
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
     over_mesh = jax.shard_map(
-        of_rows, mesh=mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=WHOLE, check_vma=False
+        make_gradient(model, objective, on_cpu=on_cpu),
+        mesh=mesh,
+        in_specs=(WHOLE, ROWS, ROWS),
+        out_specs=WHOLE,
+        check_vma=False,
     )
 
     def step(state: TrainState, groups: Groups, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
@@ -108,11 +122,6 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer_state, state.sums.add(sums)), sums
 
     return jax.jit(step, donate_argnums=0)
-
-
-def is_of_cpus(mesh: Mesh) -> bool:
-    """Returns whether a mesh's devices are CPUs."""
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 @contextmanager

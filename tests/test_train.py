@@ -11,15 +11,14 @@ import optax
 import pytest
 from entries import BACKENDS, CONFIGS, every_entry
 
-from bilstm_attn import train as loop
 from bilstm_attn.config import DataConfig, OptimConfig
 from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
 from bilstm_attn.evaluate import make_logits_step, predict_logits
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
 from bilstm_attn.optim import make_optimizer, make_schedule
-from bilstm_attn.sharding import make_mesh, place_rows, place_whole
-from bilstm_attn.train import initial_state, make_train_step
+from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
+from bilstm_attn.train import initial_state, make_gradient, make_train_step
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
 ONE_LENGTH = dataclasses.replace(DATA, bucket_edges=())
@@ -115,15 +114,38 @@ def assert_devices_agree(**given):
     np.testing.assert_allclose(of_one, of_four, rtol=1e-5)
 
 
-def test_groups_without_a_condition_between_them_are_the_same_step(monkeypatch):
-    batches = first_batches(DATA)[:2]
-    expected, _ = train_on(1, name="pooling-max", batches=batches)
-    monkeypatch.setattr(loop, "is_of_cpus", lambda mesh: False)
-    steps_on.cache_clear()
-    found, _ = train_on(1, name="pooling-max", batches=batches)
-    steps_on.cache_clear()
+@pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_gradient_of_rows_runs_under_pmap_as_under_shard_map(on_cpu):
+    model, _ = MADE["pooling-max"]
+    mesh, state = make_mesh(DATA.group_size, 2), first_state("pooling-max")
+    groups = first_batches(DATA)[0]
+    keys = tuple(jax.random.split(jax.random.key(seed), 4) for seed in (0, 1))
+
+    def gradient(on_cpu):
+        return make_gradient(model, OBJECTIVES["cross_entropy"](), on_cpu=on_cpu)
+
+    expected = jax.jit(
+        jax.shard_map(
+            gradient(True),
+            mesh=mesh,
+            in_specs=(WHOLE, ROWS, ROWS),
+            out_specs=WHOLE,
+            check_vma=False,
+        )
+    )(state.params, *place_rows((groups, keys), mesh))
+
+    def split(leaf):
+        return leaf.reshape(2, -1, *leaf.shape[1:])
+
+    given = jax.tree.map(split, (groups, keys))
+    pmapped = jax.pmap(
+        gradient(on_cpu), axis_name=AXIS, in_axes=(None, 0, 0), devices=jax.devices()[:2]
+    )
+    found = pmapped(state.params, *given)
     compare = partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-5)  # float32 rounding
-    jax.tree.map(compare, found.params, expected.params)
+    for device in range(2):
+        jax.tree.map(lambda a, b, d=device: compare(a[d], b), found, expected)
 
 
 def test_same_seed_same_bits_and_another_seed_or_key_others():
