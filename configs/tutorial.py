@@ -5,8 +5,8 @@ Nothing is selected on it. Every training review is trained on.
 Source: the tutorial's Keras model; its figures are 87.21, 88.35, 87.93 % and 541-566 s an epoch.
         It masks the recurrence, but not the attention; here both are masked.
 Run:    python scripts/train.py tutorial
-Result: 87.25 ± 0.99, 88.04 ± 0.18, 87.62 ± 0.30 % after epochs 1, 2, 3; seeds 0 to 4;
-        52-70 s an epoch on two CPU cores (AMD EPYC) with the native kernel.
+Result: 87.19 ± 1.00, 87.96 ± 0.20, 87.59 ± 0.32 % after epochs 1, 2, 3; seeds 0 to 4;
+        51-58 s an epoch on two CPU cores (AMD EPYC) with the native kernel.
 """
 
 from bilstm_attn.config import Config, DataConfig, TrainConfig
