@@ -208,6 +208,8 @@ class TrainConfig:
 
     epochs: int = 3
     """Passes over the training reviews."""
+    microbatches: int = 1
+    """Parts in which a group's reviews take turns: less memory, the same step to rounding."""
     objective: str = "cross_entropy"
     """What is minimised: a name in objectives.OBJECTIVES."""
     objective_options: Options = dataclasses.field(default_factory=dict)
@@ -219,7 +221,7 @@ class TrainConfig:
 
     def __post_init__(self):
         require_types("train.", self)
-        require_positive("train", epochs=self.epochs)
+        require_positive("train", epochs=self.epochs, microbatches=self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +240,11 @@ class Config:
     def __post_init__(self):
         require_types("", self)
         require(0 <= self.seed < 2**32, f"seed must be at least 0 and below 2**32, got {self.seed}")
+        require(
+            self.data.group_size % self.train.microbatches == 0,
+            f"train.microbatches must divide each group of {self.data.group_size} reviews "
+            f"(data.batch_size by the groups of data.bucket_edges), got {self.train.microbatches}",
+        )
         held_out = self.data.validation_reviews
         if self.train.each_epoch == "test":
             require(

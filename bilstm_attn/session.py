@@ -56,7 +56,7 @@ def run_training(
     """
     show = Show()
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
-    mesh = make_mesh(config.data.group_size, devices)
+    mesh = make_mesh(config.data.group_size // config.train.microbatches, devices)
     check_names(config)
     run = Run(runs / config.name / f"seed{config.seed}")
     run.check(config, resume=resume)

@@ -62,12 +62,13 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: i
 
 
 def make_gradient(
-    model: Model, objective: Objective, *, on_cpu: bool
+    model: Model, objective: Objective, *, on_cpu: bool, microbatches: int = 1
 ) -> Callable[[Params, Groups, tuple[Keys, ...]], tuple[Params, Sums]]:
     """Returns what every device does with its rows: the gradient's sum over all devices, and sums.
 
     It runs under `jax.shard_map`, or `jax.pmap`, with the axis `sharding.AXIS`. The groups take
-    turns, so that memory is that of the largest; devices meet once, after the last.
+    turns, each in `microbatches` parts, so that memory is that of the largest part; devices meet
+    once, after the last.
     """
 
     def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
@@ -79,7 +80,9 @@ def make_gradient(
 
     def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
         total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
-        for group, keys_of_group in reversed(list(zip(groups, keys, strict=True))):
+        pairs = zip(groups, keys, strict=True)
+        parts = [part for pair in pairs for part in _cut(pair, microbatches)]
+        for group, keys_of_group in reversed(parts):
             given = (total, params, group, keys_of_group)
             if on_cpu:  # where only a condition keeps the groups' temporaries apart
                 any_review = (group.weight != 0).any()
@@ -91,8 +94,18 @@ def make_gradient(
     return of_rows
 
 
+def _cut(rows: Any, parts: int) -> list[Any]:
+    """Returns a tree's rows in so many equal parts, one after the other."""
+    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), rows)
+    return [jax.tree.map(lambda leaf, at=at: leaf[at], cut) for at in range(parts)]
+
+
 def make_train_step(
-    model: Model, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    microbatches: int = 1,
 ) -> TrainStep:
     """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
 
@@ -101,7 +114,7 @@ def make_train_step(
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
     over_mesh = jax.shard_map(
-        make_gradient(model, objective, on_cpu=on_cpu),
+        make_gradient(model, objective, on_cpu=on_cpu, microbatches=microbatches),
         mesh=mesh,
         in_specs=(WHOLE, ROWS, ROWS),
         out_specs=WHOLE,
@@ -240,7 +253,7 @@ def train(
     )
     steps_per_epoch = -(-training.size // config.data.batch_size)
     optimizer = make_optimizer(config.optim, steps_per_epoch * config.train.epochs)
-    step_fn = make_train_step(model, objective, optimizer, mesh)
+    step_fn = make_train_step(model, objective, optimizer, mesh, config.train.microbatches)
     logits_of = make_logits_step(model, mesh)
     key = stream(jax.random.key(config.seed), "dropout")
     state = place_whole(initial_state(model, optimizer, config.seed), mesh)

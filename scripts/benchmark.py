@@ -95,6 +95,8 @@ def main(arguments: list[str]) -> int:
         length = int(examples.lengths[median])
         single = DataConfig(batch_size=1, max_tokens=length, bucket_edges=())
         (one,) = read_batch(examples, BatchPlan(np.array([median]), (length,)), single)
+        if epoch_steps == 0:
+            return Work(batch, one, [])
         grouped = dataclasses.replace(DataConfig(), batch_size=reviews, max_tokens=steps)
         plans = plan_epoch(examples.lengths, grouped, 0, 0)[:epoch_steps]
         return Work(batch, one, [read_batch(examples, plan, grouped) for plan in plans])

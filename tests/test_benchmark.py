@@ -8,6 +8,7 @@ import pytest
 from jax.experimental import rnn
 from tiny import error_of, script, write_cache
 
+from bilstm_attn.benchmark import compare
 from bilstm_attn.benchmark.compare import growth_table, reference_logits, share_of_peak, table
 from bilstm_attn.benchmark.keras_peer import pad_in_front
 from bilstm_attn.benchmark.peer import Setting, join
@@ -119,6 +120,15 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     assert "GFLOP/s" in product
     assert layers.startswith("ours, scan: the recurrent layers")
     assert json.loads((tmp_path / "all.json").read_text())
+
+
+def test_growth_has_a_row_for_each_length(tmp_path, capsys, monkeypatch):
+    write_cache(tmp_path)
+    monkeypatch.setattr(compare, "GROWTH", {"reviews": (4,)})
+    assert benchmark("--cache", tmp_path, "--grow", "--peers", "native") == 0
+    head, _, row = capsys.readouterr().out.splitlines()[-3:]
+    assert head == "| tokens | reviews | hidden | devices | ours, native |"
+    assert row.startswith("| 250 | 4 | 64 | all | 0.")
 
 
 def record(peer, command, number, seconds, **more):

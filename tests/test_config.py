@@ -72,6 +72,7 @@ OTHER = Config(
     ),
     train=TrainConfig(
         epochs=2,
+        microbatches=2,
         objective="another",
         objective_options={"e": True},
         each_epoch="validation",
@@ -181,6 +182,7 @@ def test_saved_value_that_will_not_do_names_its_field(path, value, says):
         (OptimConfig, "weight_decay", -0.1),
         (OptimConfig, "clip_norm", 0.0),
         (TrainConfig, "epochs", 0),
+        (TrainConfig, "microbatches", 0),
         (Config, "seed", -1),
         (Config, "seed", 2**32),
     ],
@@ -223,6 +225,14 @@ def test_nothing_may_be_selected_on_the_test_split():
         message = error_of(Config, data=data, train=TrainConfig(each_epoch="test", select=select))
         assert "must select nothing" in message
     Config(data=none, train=TrainConfig(each_epoch="test", select="last"))
+
+
+def test_microbatches_that_do_not_divide_a_group_are_an_error():
+    says = (
+        "train.microbatches must divide each group of 64 reviews (data.batch_size by the groups of "
+        "data.bucket_edges), got 3"
+    )
+    assert error_of(Config, train=TrainConfig(microbatches=3)) == says
 
 
 def test_validation_needs_reviews_held_out():

@@ -205,6 +205,25 @@ def test_no_device_waits_for_another_inside_a_time_loop():
     assert len(re.findall(r" all-reduce(?:-start)?\(", program)) == 1
 
 
+def test_microbatches_are_the_same_step_to_rounding_in_less_memory():
+    mesh, step = steps_on(2)
+    in_parts = make_train_step(*MADE["whole"][:1], OBJECTIVES["cross_entropy"](), ADAM, mesh, 2)
+    groups = place_rows(first_batches(ONE_LENGTH)[0], mesh)
+    whole, halves = (
+        run.lower(place_whole(first_state(), mesh), groups, jax.random.key(7)).compile()
+        for run in (step, in_parts)
+    )
+    sizes = [each.memory_analysis().temp_size_in_bytes for each in (whole, halves)]
+    assert sizes[1] < 0.9 * sizes[0]
+    found = [
+        each(place_whole(first_state(), mesh), groups, jax.random.key(7))
+        for each in (whole, halves)
+    ]
+    compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+    jax.tree.map(compare, found[1][1], found[0][1])
+    jax.tree.map(compare, found[1][0].params, found[0][0].params)
+
+
 def test_groups_take_turns_in_memory():
     mesh, step = steps_on(1)
     state = place_whole(first_state(), mesh)

@@ -1,5 +1,6 @@
 """Ours, by each backend."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ class Ours(Peer):
     """This package, over as many CPU devices as share the batch in training."""
 
     backend: ClassVar[Backend]
+    rows_at_once: ClassVar[int] = 1024  # of a device; more make microbatches
 
     def __init__(self, params: Params, setting: Setting):
         self._mesh = make_mesh(setting.rows, setting.devices)
@@ -39,7 +41,9 @@ class Ours(Peer):
             prepare_native()
         model = Model(setting.config, VOCABULARY, self.backend)
         optimizer = make_optimizer(OptimConfig(), steps=100)
-        self._step = make_train_step(model, CrossEntropy(), optimizer, self._mesh)
+        self._step = functools.cache(
+            functools.partial(make_train_step, model, CrossEntropy(), optimizer, self._mesh)
+        )
         self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
         state = TrainState(jnp.int32(0), params, optimizer.init(params), zero_sums())
         self._state = place_whole(jax.tree.map(jnp.array, state), self._mesh)
@@ -68,7 +72,9 @@ class Ours(Peer):
 
     def _begin_step(self, groups: tuple[Batch, ...]) -> None:
         placed = place_rows(groups, self._mesh)
-        self._state, _ = self._step(self._state, placed, jax.random.key(0))
+        rows_of_device = min(len(group.length) for group in groups) // self._mesh.size
+        step = self._step(max(1, rows_of_device // self.rows_at_once))
+        self._state, _ = step(self._state, placed, jax.random.key(0))
 
     def layers(self, batch: Batch) -> None:
         """Differentiates a sum over the states, in the layers' parameters and inputs."""
@@ -100,9 +106,10 @@ class Ours(Peer):
 
 
 class Native(Ours):
-    """The compiled kernel."""
+    """The compiled kernel, on as many rows at once as a tile of it has."""
 
     backend = "native"
+    rows_at_once = 32
 
 
 class Scan(Ours):
