@@ -62,21 +62,21 @@ def run_training(
     run.check(config, resume=resume)
     if tensorboard:
         run.open_tensorboard()
+    keep_compiled(show)
+    if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
+        backend = run.environment().get("backend", "auto")
+    chosen_backend = choose_backend(backend, config, show)
+    tokens = prepare_tokens(config.data.dataset, places, show)
+    _say_lengths(tokens, show)
+    vocabulary, training, watched = _examples_of_run(tokens, config)
+    model = Model(config.model, vocabulary.size, chosen_backend)
+    show.say(
+        f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
+        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
+        f"backend {model.backend}"
+    )
     with run.held():
         run.check(config, resume=resume)  # what another process may have begun meanwhile
-        keep_compiled(show)
-        if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
-            backend = run.environment().get("backend", "auto")
-        chosen_backend = choose_backend(backend, config, show)
-        tokens = prepare_tokens(config.data.dataset, places, show)
-        _say_lengths(tokens, show)
-        vocabulary, training, watched = _examples_of_run(tokens, config)
-        model = Model(config.model, vocabulary.size, chosen_backend)
-        show.say(
-            f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
-            f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
-            f"backend {model.backend}"
-        )
         environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
         run.start(config, environment | {"backend": model.backend})
         if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
