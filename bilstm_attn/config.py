@@ -17,7 +17,7 @@ from bilstm_attn.registry import require_type, unknown
 Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
 BackendChoice = Literal["auto", "native", "pallas", "scan", "plain"]
-Products = Literal["float32", "tensorfloat32", "bfloat16"]  # as jax.default_matmul_precision has it
+Products = Literal["float32", "tensorfloat32", "bfloat16"]
 
 
 def require(holds: bool, message: str) -> None:

@@ -73,7 +73,8 @@ class Ours(Peer):
     def _begin_step(self, groups: tuple[Batch, ...]) -> None:
         placed = place_rows(groups, self._mesh)
         rows_of_device = min(len(group.length) for group in groups) // self._mesh.size
-        step = self._step(max(1, rows_of_device // self.rows_at_once))
+        most = max(1, rows_of_device // self.rows_at_once)
+        step = self._step(max(n for n in range(1, most + 1) if rows_of_device % n == 0))
         self._state, _ = step(self._state, placed, jax.random.key(0))
 
     def layers(self, batch: Batch) -> None:
