@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from bilstm_attn.cluster import broadcast, from_first, is_first, require_same
 from bilstm_attn.config import Config, from_json
 from bilstm_attn.errors import UserError
 from bilstm_attn.text import Vocabulary
@@ -29,6 +30,9 @@ FORMAT = "bilstm_attn 1"
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 DIGESTS = "sha256.json"  # in a checkpoint's folder: the digest of each other file there
 SPARE_BYTES = 1 << 18  # what a checkpoint may take beyond its arrays
+ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
 KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
 
 
@@ -115,7 +119,12 @@ def _require_space(folder: Path, state: Any) -> None:
 
 
 class Checkpoints:
-    """A run's checkpoints, by step; a context manager."""
+    """A run's checkpoints, by step; a context manager.
+
+    States are trees of NumPy arrays, so that the number of devices and processes that wrote one
+    does not matter to those that read it. Of several processes, all call everything here, and the
+    first one reads and writes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -123,76 +132,122 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         """Opens the folder, which need not exist."""
+        from_first(self._open)
+        return self
+
+    def _open(self) -> None:
         with saving(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
+                    create=False,  # which orbax refuses where one process of several writes
                     preservation_policy=LatestN(KEPT),
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=True,
+                    multiprocessing_options=ALONE,
                 ),
             )
-        return self
 
     def __exit__(self, *error: object) -> None:
         """Closes the folder."""
-        self._open.close()
+        if self._manager is not None:
+            self._manager.close()
 
     @property
-    def _open(self) -> ocp.CheckpointManager:
+    def _opened(self) -> ocp.CheckpointManager:
         assert self._manager is not None, "use `with Checkpoints(folder) as checkpoints`"
         return self._manager
+
+    def steps(self) -> list[int]:
+        """Returns the steps of which there is a checkpoint, rising."""
+        return from_first(lambda: sorted(self._opened.all_steps()))
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves `state`, a tree of arrays, and `record`, plain JSON, as those of `step`.
 
         Raises:
-          UserError: it cannot be written; earlier checkpoints stay.
+          UserError: it cannot be written, and earlier checkpoints stay; or the state is not the
+            same in all processes.
         """
-        if step in self._open.all_steps():
+        state = jax.device_get(state)
+        state_sha256 = digest(state)
+        require_same(**{f"the state at step {step}": state_sha256})
+        about = {"state_sha256": state_sha256, "record": record}
+        from_first(lambda: self._save(step, state, about))
+
+    def _save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        if step in self._opened.all_steps():
             return
-        record = {"state_sha256": digest(state), "record": record}
         with saving(self.folder / str(step)):
             _require_space(self.folder, state)
-            self._open.save(
+            self._opened.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(about)
                 ),
             )
-            self._open.wait_until_finished()
+            self._opened.wait_until_finished()
             digests = json.dumps(_digest_files(self.folder / str(step)), indent=2)
         write_file(self.folder / str(step) / DIGESTS, digests.encode())
 
-    def restore(self, like: Any, say) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self,
+        like: Any,
+        say: Callable[[str], object],
+        accept: Callable[[dict[str, Any]], None] = lambda record: None,
+        at_most: int | None = None,
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and record of the newest whole checkpoint, or None if there is none.
 
         Args:
-          like: a state of the same structure and placement.
+          like: a state of the same structure.
           say: called with a line about each checkpoint that is damaged and passed over.
+          accept: called with the record before its state is read; raises if that cannot be used.
+          at_most: the newest step that will do.
 
         Raises:
-          UserError: there are checkpoints, and every one is damaged.
+          UserError: there are checkpoints, and every one is damaged; or `accept` did.
         """
-        steps = sorted(self._open.all_steps(), reverse=True)
-        for step in steps:
+        like = jax.device_get(like)
+        found: list[Any] = []
+
+        def restore() -> dict[str, Any] | None:
+            found.append(self._restore(like, say, accept, at_most))
+            return None if found[0] is None else found[0][1]
+
+        record = from_first(restore)
+        if record is None:
+            return None
+        return broadcast(found[0][0] if is_first() else like), record
+
+    def _restore(
+        self,
+        like: Any,
+        say: Callable[[str], object],
+        accept: Callable[[dict[str, Any]], None],
+        at_most: int | None,
+    ) -> tuple[Any, dict[str, Any]] | None:
+        steps = sorted(self._opened.all_steps(), reverse=True)
+        chosen = [step for step in steps if at_most is None or step <= at_most]
+        for step in chosen:
             try:
                 _require_whole(self.folder / str(step))
-                restored = self._open.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
-                    ),
-                )
-                state, record = restored["state"], restored["record"]
-                if digest(state) != record["state_sha256"]:
+                record = ocp.args.JsonRestore()
+                about = self._opened.restore(step, args=ocp.args.Composite(record=record))["record"]
+                accept(about["record"])
+                given = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+                state = self._opened.restore(step, args=given)["state"]
+                if digest(state) != about["state_sha256"]:
                     raise ValueError("its digest differs")
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file makes orbax raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 say(f"checkpoint {step} is damaged ({reason[:120]}); trying the one before")
                 continue
-            return state, record["record"]
-        if steps:
+            return state, about["record"]
+        if chosen:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged; start again with another --name"
             )

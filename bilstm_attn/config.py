@@ -263,6 +263,27 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
+def differences(there: Config, here: Config) -> list[str]:
+    """Returns a phrase for each field in which the configs differ."""
+    old, new = fields_of(there), fields_of(here)
+    return [
+        f"{name} {old[name]!r} there, {new[name]!r} here" for name in new if old[name] != new[name]
+    ]
+
+
+def fields_of(config: Config) -> dict[str, Any]:
+    """Returns every field's value by its path: `model.hidden_size`."""
+
+    def flat(values: dict[str, Any], owner: str = "") -> dict[str, Any]:
+        found = {}
+        for name, value in values.items():
+            nested = isinstance(value, dict) and not name.endswith("options")
+            found |= flat(value, f"{owner}{name}.") if nested else {f"{owner}{name}": value}
+        return found
+
+    return flat(dataclasses.asdict(config))
+
+
 def from_json(text: str, origin: str) -> Config:
     """Returns the config that `to_json` wrote; `origin` names it in errors.
 

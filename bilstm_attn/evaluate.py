@@ -14,7 +14,7 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import Examples, plan_by_length, read_batch
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
-from bilstm_attn.sharding import ROWS, WHOLE, place_rows
+from bilstm_attn.sharding import ROWS, WHOLE, own_part, place_rows
 from bilstm_attn.types import Batch, Logits, Params
 
 LogitsOf = Callable[[Params, Batch], Float[Array, " b"]]
@@ -54,7 +54,7 @@ def predict_logits(
         advance(plan.size)
 
     for plan in plan_by_length(examples.lengths, config):
-        (group,) = place_rows(read_batch(examples, plan, config), mesh)
+        (group,) = place_rows(read_batch(examples, plan, config, own_part(mesh)), mesh)
         dispatched = plan, logits_of(params, group)
         if waiting is not None:
             collect(*waiting)  # while the device works on the next batch

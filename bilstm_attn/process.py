@@ -1,13 +1,43 @@
 """What a script sets for its own process, before jax is in use: memory pages and XLA's flags."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import platform
 import sys
 
+from bilstm_attn.errors import UserError
+
 GRAPHS = "--xla_gpu_enable_command_buffer"
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which processes train together; of the numbers, changes the last digits."""
+
+    distributed: bool = False
+    """Be one of several processes, as SLURM, a Cloud TPU or MPI started them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no cluster says so; then give the next two as well."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
+
+    def __post_init__(self):
+        given = [self.coordinator, self.processes, self.process_id]
+        complete = None not in given
+        if given != [None] * 3 and not (self.distributed and complete):
+            raise UserError(
+                "--coordinator, --processes and --process-id go together, with --distributed"
+            )
+        if complete and not 0 <= int(self.process_id or 0) < int(self.processes or 0):
+            raise UserError(
+                f"--process-id must be at least 0 and below --processes, got {self.process_id} of "
+                f"{self.processes}"
+            )
 
 
 def set_up_process() -> None:
@@ -25,6 +55,12 @@ def use_cuda_graphs() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if GRAPHS not in flags and any(map(importlib.util.find_spec, CUDA_PLUGINS)):
         os.environ["XLA_FLAGS"] = f"{flags} {GRAPHS}=+WHILE".strip()
+
+
+def ask_for_same_bits() -> None:
+    """Has XLA leave out GPU operations whose bits change from run to run. Unproven on a GPU."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def use_huge_pages() -> None:

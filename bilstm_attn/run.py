@@ -1,7 +1,6 @@
 """A run's folder: what lies in it, and where it came from."""
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.metadata
 import json
@@ -16,7 +15,8 @@ from typing import Any
 
 from bilstm_attn import __version__
 from bilstm_attn.checkpoint import saving, write_file
-from bilstm_attn.config import Config, from_json
+from bilstm_attn.cluster import is_first
+from bilstm_attn.config import Config, differences, from_json
 from bilstm_attn.errors import UserError
 from bilstm_attn.text import decode_utf8
 
@@ -35,6 +35,11 @@ class Run:
     def config_file(self) -> Path:
         """The resolved config."""
         return self.folder / "config.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """What else the results depend on, each time that the run was started."""
+        return self.folder / "environment.json"
 
     @property
     def metrics_file(self) -> Path:
@@ -105,7 +110,7 @@ class Run:
             if resume:
                 raise UserError(f"{self.folder} holds no run to resume; leave out --resume")
             return
-        differing = _differences(self.config(), config)
+        differing = differences(self.config(), config)
         if differing:
             raise UserError(
                 f"{self.folder} holds a run of another config ({'; '.join(differing[:3])}); give "
@@ -143,17 +148,16 @@ class Run:
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Makes the folder; writes the config, and adds `environment` to earlier ones."""
-        environments = self.folder / "environment.json"
-        try:
-            earlier = json.loads(environments.read_bytes()) if environments.exists() else []
-        except ValueError as error:
-            raise UserError(f"{environments} is damaged ({error}); delete it") from None
+        earlier = self.environments()
         if earlier and earlier[-1].get("data_sha256") != environment.get("data_sha256"):
             raise UserError(
                 f"{self.folder} was begun on other data; give the --cache it had, or another --name"
             )
-        write_file(environments, json.dumps([*earlier, environment], indent=2).encode())
+        self._write_environments([*earlier, environment])
         write_file(self.config_file, config.to_json().encode())
+
+    def _write_environments(self, environments: list[dict[str, Any]]) -> None:
+        write_file(self.environment_file, json.dumps(environments, indent=2).encode())
 
     def open_tensorboard(self) -> None:
         """Writes what is logged after the next `rewind` into TensorBoard files too.
@@ -169,7 +173,12 @@ class Run:
             ) from None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for."""
+        """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for.
+
+        Of several processes the first one does.
+        """
+        if not is_first():
+            return
         line = json.dumps(record) + "\n"
         with saving(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(line)
@@ -190,12 +199,21 @@ class Run:
             )
             self._tensorboard.flush()
 
-    def environment(self) -> dict[str, Any]:
-        """Returns what `start` was last told, or nothing."""
+    def environments(self) -> list[dict[str, Any]]:
+        """Returns what `start` was told, each time.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        if not self.environment_file.exists():
+            return []
         try:
-            return json.loads((self.folder / "environment.json").read_bytes())[-1]
-        except (OSError, ValueError, LookupError):
-            return {}
+            return [dict(each) for each in json.loads(self.environment_file.read_bytes())]
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.environment_file} is damaged ({error}); delete it, with it goes the record "
+                "of versions and devices"
+            ) from None
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the logged records; a last line that was cut off is left out.
@@ -215,9 +233,18 @@ class Run:
                 ) from None
         return records
 
-    def rewind(self, step: int) -> None:
-        """Drops the records of steps after `step`, which will be run again."""
-        kept = [record for record in self.records() if record["step"] <= step]
+    def rewind(self, step: int, logged: int | None = None) -> None:
+        """Drops the records of steps after `step`, which will be run again in this environment.
+
+        And the means over steps after `logged`, if given, which will be logged again.
+        """
+        if not is_first():
+            return
+        if environments := self.environments():
+            environments[-1]["from_step"] = step
+            self._write_environments(environments)
+        last = {} if logged is None else {"train": logged}
+        kept = [r for r in self.records() if r["step"] <= last.get(r["kind"], step)]
         write_file(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         if self._tensorboard_writer is not None:
             log = _tensorboardx("proto.event_pb2").SessionLog
@@ -239,22 +266,6 @@ def _tensorboardx(module: str) -> Any:
     return importlib.import_module(f"tensorboardX.{module}")
 
 
-def _differences(there: Config, here: Config) -> list[str]:
-    """Returns a phrase for each field in which the configs differ."""
-
-    def fields(values: dict[str, Any], owner: str = "") -> dict[str, Any]:
-        flat = {}
-        for name, value in values.items():
-            nested = isinstance(value, dict) and not name.endswith("options")
-            flat |= fields(value, f"{owner}{name}.") if nested else {f"{owner}{name}": value}
-        return flat
-
-    old, new = fields(dataclasses.asdict(there)), fields(dataclasses.asdict(here))
-    return [
-        f"{name} {old[name]!r} there, {new[name]!r} here" for name in new if old[name] != new[name]
-    ]
-
-
 def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]:
     """Returns what else a result depends on: versions, devices, git revision, data, command."""
     return {
@@ -264,6 +275,7 @@ def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]
         "versions": {"bilstm_attn": __version__}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [device.device_kind for device in devices],
+        "processes": len({device.process_index for device in devices}),
         "git_revision": git_revision(Path(__file__).parent),
         "data_sha256": data_sha256,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -1,112 +1,186 @@
 """What the scripts do: a training run and an evaluation, from config to the last line printed."""
 
 import contextlib
+import dataclasses
 import shlex
-import stat
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from bilstm_attn.backend import choose_backend, keep_compiled
 from bilstm_attn.checkpoint import Exported, load_model
-from bilstm_attn.config import Backend, BackendChoice, Config, require
-from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
-from bilstm_attn.data.cache import (
-    DataPlaces,
-    TokenCache,
-    cache_folder,
-    default_cache_dir,
-    prepare_tokens,
+from bilstm_attn.cluster import (
+    LOST_SECONDS,
+    broadcast,
+    from_first,
+    is_first,
+    join,
+    require_same,
+    run_together,
 )
-from bilstm_attn.encoder import MADE_FOR, prepare_native, refusal
+from bilstm_attn.config import Backend, BackendChoice, Config, fields_of, require
+from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
+from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
-from bilstm_attn.kernels.native import UnavailableError, cpu_digest
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
+from bilstm_attn.process import Processes, ask_for_same_bits
 from bilstm_attn.registry import make, unknown
 from bilstm_attn.report import draw_curves
 from bilstm_attn.run import Run, describe_environment
 from bilstm_attn.sharding import make_mesh, place_whole
 from bilstm_attn.terminal import Show, percent
 from bilstm_attn.text import Vocabulary
-from bilstm_attn.train import Interrupted, train
-
-MOST_COMPILED = 2**30  # bytes
+from bilstm_attn.train import Interrupted, Member, train
 
 
 def run_training(
     config: Config,
     places: DataPlaces,
+    together: Processes,
     *,
     runs: Path,
     resume: bool,
+    seeds: int,
     devices: int | None,
     backend: BackendChoice,
+    deterministic: bool,
     log_every_steps: int,
     tensorboard: bool,
 ) -> int:
     """Trains `config` in its folder below `runs`; returns the exit status.
 
+    Of several seeds each has a folder of its own.
+
     Raises:
       UserError: a mistake in the config, the data or the folder; says what to do.
     """
-    show = Show()
     require(log_every_steps > 0, f"--log-every-steps must be above 0, got {log_every_steps}")
-    mesh = make_mesh(config.data.group_size // config.train.microbatches, devices)
-    check_names(config)
-    run = Run(runs / config.name / f"seed{config.seed}")
-    run.check(config, resume=resume)
-    if tensorboard:
-        run.open_tensorboard()
-    keep_compiled(show)
-    if backend == "auto" and resume:  # the backend it was begun with, so that its bits go on
-        backend = run.environment().get("backend", "auto")
-    chosen_backend = choose_backend(backend, config, show)
-    tokens = prepare_tokens(config.data.dataset, places, show)
-    _say_lengths(tokens, show)
-    vocabulary, training, watched = _examples_of_run(tokens, config)
-    model = Model(config.model, vocabulary.size, chosen_backend)
-    show.say(
-        f"training on {training.size:,} reviews, measuring on {watched.size:,} of "
-        f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
-        f"backend {model.backend}"
+    require(
+        0 < seeds <= 2**32 - config.seed,
+        f"--seeds must be above 0, and the last seed below 2**32, got {seeds} from {config.seed}",
     )
-    with run.held():
-        run.check(config, resume=resume)  # what another process may have begun meanwhile
-        environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
-        run.start(config, environment | {"backend": model.backend})
-        if resume and not any(path.name.isdecimal() for path in run.checkpoints.glob("*")):
-            show.say("no checkpoint was saved yet; starting at step 0")
-        try:
-            chosen = train(
-                config,
-                model,
-                vocabulary,
-                training,
-                watched,
-                run=run,
-                mesh=mesh,
-                show=show,
-                log_every_steps=log_every_steps,
-            )
-        except Interrupted as interrupted:
-            command = ["python", *sys.argv] + ([] if resume else ["--resume"])
+    if deterministic:
+        ask_for_same_bits()
+    if together.distributed:
+        join(together.coordinator, together.processes, together.process_id)
+    mesh = make_mesh(config.data.group_size // config.train.microbatches, devices)
+
+    def run_here() -> int:
+        show = Show(quiet=not is_first())
+        if (processes := jax.process_count()) > 1:
             show.say(
-                f"stopped at step {interrupted.step}; its state is saved; go on with\n"
-                f"  {shlex.join(command)}"
+                f"{processes} processes; if one is lost, the others end within {LOST_SECONDS} s, "
+                "and all of them can be started again with --resume"
             )
-            return interrupted.status
-        if config.train.each_epoch == "validation" and "test" in tokens.splits:
-            _measure_test_once(run, chosen, tokens, chosen_backend, mesh, show)
-        else:
-            _say_chosen(config, chosen, watched.size, show)
-        _say_where(run, config, show)
-        run.close()
+        _require_same_program(config, resume, seeds, log_every_steps)
+        check_names(config)
+        configs = [
+            dataclasses.replace(config, seed=config.seed + number) for number in range(seeds)
+        ]
+        folders = [Run(runs / one.name / f"seed{one.seed}") for one in configs]
+        _check(folders, configs, resume)
+        for run in folders if tensorboard else ():
+            run.open_tensorboard()
+        keep_compiled(show)
+        wanted = backend
+        if wanted == "auto" and resume:  # the backend it was begun with, so that its bits go on
+            begun = from_first(folders[0].environments)
+            wanted = begun[-1]["backend"] if begun else "auto"
+        chosen_backend = choose_backend(wanted, config, show)
+        tokens = _prepare(config, places, show)
+        _say_lengths(tokens, show)
+        members = [make_member(tokens, one, run) for one, run in zip(configs, folders, strict=True)]
+        sizes = sorted({member.vocabulary.size for member in members})
+        require(
+            len(sizes) == 1,
+            f"the seeds' vocabularies differ in size ({sizes[0]} to {sizes[-1]} words), so that "
+            "they have no common program; lower --data.vocabulary-size or leave out --seeds",
+        )
+        model = Model(config.model, sizes[0], chosen_backend)
+        first = members[0]
+        show.say(
+            f"training on {first.training.size:,} reviews, measuring on {first.watched.size:,} of "
+            f"{config.train.each_epoch}, on {mesh.size} × {mesh.devices.flat[0].device_kind}, "
+            f"backend {model.backend}"
+        )
+        environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+        environment |= {"backend": model.backend, "seeds": seeds}
+        require_same(backend=model.backend, data=environment["data_sha256"])
+        with contextlib.ExitStack() as stack:
+            saved = from_first(lambda: _begin(stack, folders, configs, environment, resume=resume))
+            if resume and not saved:
+                show.say("no checkpoint was saved yet; starting at step 0")
+            try:
+                train(members, model, mesh=mesh, show=show, log_every_steps=log_every_steps)
+            except Interrupted as interrupted:
+                command = ["python", *sys.argv] + ([] if resume else ["--resume"])
+                show.say(
+                    f"stopped at step {interrupted.step}; its state is saved; go on with\n"
+                    f"  {shlex.join(command)}"
+                )
+                return interrupted.status
+            _finish(members, tokens, model, mesh, show)
         return 0
+
+    return run_together(run_here) if together.distributed else run_here()
+
+
+def _require_same_program(config: Config, resume: bool, seeds: int, log_every_steps: int) -> None:
+    """Raises a `UserError` in every process unless all of them run the same."""
+    fields = {f"config field {name}": value for name, value in fields_of(config).items()}
+    versions = describe_environment([], "")["versions"]
+    flags = {"--resume": resume, "--seeds": seeds, "--log-every-steps": log_every_steps}
+    require_same(**fields, **{f"version of {name}": v for name, v in versions.items()}, **flags)
+
+
+def _check(folders: Sequence[Run], configs: Sequence[Config], resume: bool) -> None:
+    """Raises a `UserError`, in every process, unless the configs may run in the folders."""
+
+    def check() -> None:
+        for run, config in zip(folders, configs, strict=True):
+            run.check(config, resume=resume)
+
+    from_first(check)
+
+
+def _begin(
+    stack: contextlib.ExitStack,
+    folders: Sequence[Run],
+    configs: Sequence[Config],
+    environment: dict[str, Any],
+    *,
+    resume: bool,
+) -> bool:
+    """Makes the folders, kept from other processes until the stack ends.
+
+    Returns:
+      Whether all of them have checkpoints.
+    """
+    for run, config in zip(folders, configs, strict=True):
+        stack.enter_context(run.held())
+        run.check(config, resume=resume)  # what another process may have begun meanwhile
+        run.start(config, environment)
+    return all(any(path.name.isdecimal() for path in run.checkpoints.glob("*")) for run in folders)
+
+
+def _prepare(config: Config, places: DataPlaces, show: Show) -> TokenCache:
+    """Returns the tokens, which the first process prepares; the others too, on other machines."""
+
+    def prepare() -> None:
+        prepare_tokens(config.data.dataset, places, Show(quiet=True))
+
+    if jax.process_count() > 1:
+        from_first(prepare)
+    return prepare_tokens(config.data.dataset, places, show)
 
 
 def _say_lengths(tokens: TokenCache, show: Show) -> None:
@@ -118,8 +192,8 @@ def _say_lengths(tokens: TokenCache, show: Show) -> None:
     )
 
 
-def _examples_of_run(tokens: TokenCache, config: Config) -> tuple[Vocabulary, Examples, Examples]:
-    """Returns the words of the reviews trained on, those reviews, and those measured each epoch."""
+def make_member(tokens: TokenCache, config: Config, run: Run) -> Member:
+    """Returns a seed's words, the reviews trained on, and those measured each epoch."""
     train_split = tokens.split("train")
     training, held_out = draw_parts(len(train_split.labels), config.data, config.seed)
     vocabulary = count_vocabulary(
@@ -129,19 +203,47 @@ def _examples_of_run(tokens: TokenCache, config: Config) -> tuple[Vocabulary, Ex
         watched = split_examples(tokens, "test", vocabulary, config)
     else:
         watched = _examples(tokens, "train", held_out, vocabulary, config)
-    return vocabulary, _examples(tokens, "train", training, vocabulary, config), watched
+    return Member(
+        config, vocabulary, _examples(tokens, "train", training, vocabulary, config), watched, run
+    )
 
 
-def _say_chosen(config: Config, chosen: dict[str, Any], reviews: int, show: Show) -> None:
-    """Prints the accuracy of the exported epoch, on `reviews` reviews, and how it was chosen."""
+def _finish(
+    members: Sequence[Member], tokens: TokenCache, model: Model, mesh: Mesh, show: Show
+) -> None:
+    """Measures what is left to measure; draws the curves; prints results and where they lie."""
+    config, accuracies = members[0].config, []
+    for member in members:
+        if len(members) > 1:
+            show.say(f"seed {member.config.seed}")
+        if config.train.each_epoch == "validation" and "test" in tokens.splits:
+            accuracies.append(_measure_test_once(member, tokens, model, mesh, show))
+        else:
+            accuracies.append(_say_chosen(member, show))
+        if is_first():
+            _say_where(member.run, config, show)
+        member.run.close()
+    if len(members) > 1:
+        mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+        show.say(
+            f"accuracy over {len(members)} seeds: {percent(mean)} ± {percent(spread)} "
+            "(sample standard deviation)"
+        )
+
+
+def _say_chosen(member: Member, show: Show) -> float:
+    """Prints the accuracy of the exported epoch and how it was chosen; returns it."""
+    config, chosen = member.config, member.chosen
+    accuracy = chosen[f"{config.train.each_epoch}_accuracy"]
     if config.train.each_epoch == "test":
-        show.say(f"test accuracy {percent(chosen['test_accuracy'])} after epoch {chosen['epoch']}")
-        return
+        show.say(f"test accuracy {percent(accuracy)} after epoch {chosen['epoch']}")
+        return accuracy
     selected = "" if config.train.select == "last" else ", selected on these very reviews"
     show.say(
-        f"held-out accuracy {percent(chosen['validation_accuracy'])} after epoch "
-        f"{chosen['epoch']} ({reviews:,} reviews{selected})"
+        f"held-out accuracy {percent(accuracy)} after epoch "
+        f"{chosen['epoch']} ({member.watched.size:,} reviews{selected})"
     )
+    return accuracy
 
 
 def _say_where(run: Run, config: Config, show: Show) -> None:
@@ -153,72 +255,11 @@ def _say_where(run: Run, config: Config, show: Show) -> None:
     show.say(f'try it   python scripts/predict.py {here} "A film to see twice, and then again."')
 
 
-def keep_compiled(show: Show) -> None:
-    """Lets jax keep what it compiles, up to a gigabyte, so that the next run starts in seconds.
-
-    Where JAX_COMPILATION_CACHE_DIR says another place, that is taken.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        folder = default_cache_dir() / "compiled" / cpu_digest()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            show.say(f"what is compiled is not kept ({error}); set XDG_CACHE_HOME")
-        else:
-            forget_oldest(folder, MOST_COMPILED)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def forget_oldest(folder: Path, most_bytes: int) -> None:
-    """Deletes the files of a folder that were used longest ago, beyond `most_bytes`.
-
-    jax's own limit loses its way where a process was killed while it wrote an entry.
-    """
-    used = []
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process has deleted it
-            about = path.stat()
-            if stat.S_ISREG(about.st_mode):
-                used.append((max(about.st_atime, about.st_mtime), about.st_size, path))
-    for _, size, path in sorted(used, reverse=True):
-        most_bytes -= size
-        if most_bytes < 0:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
 def check_names(config: Config) -> None:
     """Raises a `UserError` for a name or option in `config` that no table knows."""
     jax.eval_shape(Model(config.model, vocabulary_size=5).init, jax.random.key(0))
     make("objective", OBJECTIVES, config.train.objective, config.train.objective_options)
     cache_folder(config.data.dataset, Path())
-
-
-def choose_backend(wanted: BackendChoice, config: Config, show: Show) -> Backend:
-    """Returns how the recurrence runs; `auto` is the native kernel where there is one, else `scan`.
-
-    On a GPU or TPU `auto` is `scan` too, for `pallas` is unproven there.
-
-    Raises:
-      UserError: a kernel is asked for and cannot be had; says why.
-    """
-    device = jax.default_backend()
-    kernel: Backend = "native" if wanted == "auto" else wanted
-    made_for = MADE_FOR.get(kernel, (device,))
-    if device not in made_for:
-        reason = f"it is for {' or '.join(made_for)}, not {device}"
-    elif (reason := refusal(kernel, config.model)) is None:
-        try:
-            if kernel == "native":
-                prepare_native(show.say)
-            return kernel
-        except UnavailableError as error:
-            reason = str(error)
-            if wanted == "auto":
-                show.say(f"no native kernel ({reason}); the scan runs")
-    if wanted != "auto":
-        raise UserError(f"no {kernel} kernel ({reason}); or give --backend scan")
-    return "scan"
 
 
 def split_examples(
@@ -255,7 +296,7 @@ def measure_split(
     tokens: TokenCache,
     split: str,
     backend: Backend,
-    mesh: Any,
+    mesh: Mesh,
     show: Show,
 ) -> dict[str, float]:
     """Returns every measure of the exported model over a labelled split; saves the predictions.
@@ -282,22 +323,30 @@ def measure_split(
             f"the model's logits on split {split!r} are not finite; its training has diverged: "
             "train again with a lower --optim.learning-rate"
         )
-    save_predictions(run.predictions(split), examples, logits)
+    from_first(lambda: save_predictions(run.predictions(split), examples, logits))
     return measure(logits, examples.labels)
 
 
 def _measure_test_once(
-    run: Run, chosen: dict[str, Any], tokens: TokenCache, backend: Backend, mesh: Any, show: Show
-) -> None:
-    """Measures the exported epoch on the test split and logs it, if that is not done yet."""
-    done = [record for record in run.records() if record["kind"] == "final"]
+    member: Member, tokens: TokenCache, model: Model, mesh: Mesh, show: Show
+) -> float:
+    """Measures the exported epoch on test and logs it, if that is not done; returns accuracy."""
+    run = member.run
+    done = from_first(lambda: [line for line in run.records() if line["kind"] == "final"])
     if done:
         measured = done[0]
     else:
-        exported = load_model(run.exported())
-        measured = measure_split(exported, run, tokens, "test", backend, mesh, show)
-        run.log({"kind": "final", "step": chosen["step"], "split": "test", **measured})
+        params = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(model.init, jax.random.key(0)),
+        )
+        params = broadcast(load_model(run.exported()).params if is_first() else params)
+        exported = Exported(params, member.config, member.vocabulary)
+        measured = measure_split(exported, run, tokens, "test", model.backend, mesh, show)
+        step = member.chosen["step"]
+        run.log({"kind": "final", "step": step, "split": "test", **measured})
     show.say(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
+    return measured["accuracy"]
 
 
 def run_evaluation(

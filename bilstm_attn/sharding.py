@@ -1,4 +1,4 @@
-"""The mesh: which devices share a batch, and where batch and state lie."""
+"""The mesh: which devices, of how many processes, share a batch, and where batch and state lie."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bilstm_attn.data.batches import Part
 from bilstm_attn.errors import UserError
 from bilstm_attn.types import Batch
 
@@ -20,10 +21,10 @@ WHOLE = PartitionSpec()  # every device has all of it
 
 
 def make_mesh(rows: int, devices: int | None = None) -> Mesh:
-    """Returns a mesh of `devices` devices to share `rows` rows; None takes all there are.
+    """Returns a mesh of `devices` devices of each process to share `rows` rows; None takes all.
 
     A CPU becomes as many devices as it shares a batch over, so that one program serves a laptop
-    and a node of GPUs. Must come before any other use of jax.
+    and a node of GPUs. Must come before any other use of jax, but for `cluster.join`.
 
     Raises:
       UserError: there are not so many devices, or they do not divide the batch.
@@ -33,44 +34,69 @@ def make_mesh(rows: int, devices: int | None = None) -> Mesh:
             f"--devices must be above 0 and divide each group of {rows} reviews (data.batch_size "
             f"by the groups of data.bucket_edges), got {devices}"
         )
-    wanted = devices
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if devices is None:
-        devices = max(n for n in range(1, min(cores or 1, MOST_CPU_DEVICES) + 1) if rows % n == 0)
+    cores = min(cores or 1, MOST_CPU_DEVICES)
     # Where jax is in use already, as in a notebook, its devices are what there is.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", devices)
-    available = jax.devices()
-    if wanted is None:
-        devices = min(devices, len(available)) if jax.default_backend() == "cpu" else len(available)
-    if devices > len(available):
+        jax.config.update("jax_num_cpu_devices", devices or _greatest_share(rows, cores))
+    processes, there = jax.process_count(), jax.local_device_count()
+    if devices is None:
+        on_cpu = jax.default_backend() == "cpu"
+        devices = _greatest_share(rows, min(cores, there), processes) if on_cpu else there
+    if devices > there:
         raise UserError(
-            f"--devices must be at most the {len(available)} of {jax.default_backend()}, "
-            f"got {devices}"
+            f"--devices must be at most the {there} of {jax.default_backend()}, got {devices}"
         )
-    if rows % devices:
+    if rows % (devices * processes):
         raise UserError(
-            f"the {devices} devices must divide each group of {rows} reviews; change "
+            f"the {devices * processes} devices must divide each group of {rows} reviews; change "
             "data.batch_size, or give --devices"
         )
-    return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=available[:devices])
+    chosen = [device for process in range(processes) for device in _devices_of(process)[:devices]]
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def place_rows(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns `tree` on the mesh, rows divided over it. Every process gives all of them."""
-    return jax.device_put(tree, NamedSharding(mesh, ROWS))
+def _greatest_share(rows: int, most: int, processes: int = 1) -> int:
+    """Returns the most devices a process, up to `most`, that divide the rows."""
+    return max(n for n in range(1, most + 1) if n == 1 or rows % (n * processes) == 0)
+
+
+def _devices_of(process: int) -> list[Any]:
+    return [device for device in jax.devices() if device.process_index == process]
+
+
+def own_part(mesh: Mesh) -> Part:
+    """Returns which rows of a batch this process's devices of the mesh take."""
+    return Part(jax.process_index(), len({device.process_index for device in mesh.devices.flat}))
+
+
+def place_rows(tree: Tree, mesh: Mesh, spec: PartitionSpec = ROWS) -> Tree:
+    """Returns `tree` on the mesh, rows divided over it; each process gives its own part."""
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding, may_alias=False)  # so that it can be donated
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
 
 
 def place_whole(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns `tree` with every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, WHOLE))
+    """Returns `tree` with every array on every device of the mesh; each process gives all of it."""
+    return place_rows(tree, mesh, WHOLE)
 
 
-def rows_shape(reviews: int, steps: int, mesh: Mesh) -> Batch:
-    """Returns the shapes of so many reviews on the mesh, to compile for."""
+def rows_spec(seeds: int = 1) -> PartitionSpec:
+    """Returns how rows are divided: the first axis, or the second where seeds are the first."""
+    return ROWS if seeds == 1 else PartitionSpec(None, AXIS)
+
+
+def rows_shape(reviews: int, steps: int, mesh: Mesh, seeds: int = 1) -> Batch:
+    """Returns the shapes of so many reviews of each seed on the mesh, to compile for."""
+    sharding = NamedSharding(mesh, rows_spec(seeds))
 
     def rows(dtype: type, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, ROWS))
+        shape = shape if seeds == 1 else (seeds, *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     return Batch(
         tokens=rows(np.int32, reviews, steps),

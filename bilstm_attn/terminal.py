@@ -45,10 +45,10 @@ class _Speed(ProgressColumn):
 
 
 class Show:
-    """Prints a run's progress to a terminal."""
+    """Prints a run's progress to a terminal; a quiet one nothing."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, line: str) -> None:
         """Prints a line."""
@@ -136,10 +136,10 @@ def parse(
         raise UserError(f"{message.rstrip('.')}; see {program} --help") from None
 
 
-def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs `main` on the command line; a `UserError` becomes one line and status 2."""
+def status_of(main: Callable[[], int | None]) -> int | None:
+    """Returns the exit status of `main`; a `UserError` becomes one line and status 2."""
     try:
-        status = main(sys.argv[1:])
+        status = main()
         sys.stdout.flush()  # here, where a closed pipe is understood, not on the way out
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -153,4 +153,9 @@ def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
     except OSError as error:
         print(f"error: {error}; give another path", file=sys.stderr)
         status = 2
-    sys.exit(status)
+    return status
+
+
+def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs `main` on the command line and exits with its status."""
+    sys.exit(status_of(lambda: main(sys.argv[1:])))

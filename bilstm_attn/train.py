@@ -1,140 +1,45 @@
-"""Train state, the pure step, and the loop."""
+"""The training loop: of one seed, or of several in one program."""
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
-from bilstm_attn.checkpoint import Checkpoints, export_model
-from bilstm_attn.config import Config
-from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
+from bilstm_attn.checkpoint import Checkpoints, digest, export_model
+from bilstm_attn.cluster import from_first, greatest
+from bilstm_attn.config import Config, differences, from_json
+from bilstm_attn.data.batches import BatchPlan, Examples, plan_epoch, read_batch
 from bilstm_attn.dropout import stream
 from bilstm_attn.errors import UserError
-from bilstm_attn.evaluate import make_logits_step, predict_logits
+from bilstm_attn.evaluate import LogitsOf, make_logits_step, predict_logits
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
-from bilstm_attn.objectives import OBJECTIVES, Objective
+from bilstm_attn.objectives import OBJECTIVES
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.registry import make
 from bilstm_attn.run import Run
-from bilstm_attn.sharding import AXIS, ROWS, WHOLE, place_rows, place_whole, rows_shape
+from bilstm_attn.sharding import own_part, place_rows, place_whole, rows_shape, rows_spec
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import Vocabulary
-from bilstm_attn.types import Batch, Keys, Params, Sums
+from bilstm_attn.train_step import (
+    TrainState,
+    TrainStep,
+    initial_state,
+    make_train_step,
+    stack,
+    unstack,
+    zero_sums,
+)
+from bilstm_attn.types import Params, Sums
 
-
-class TrainState(NamedTuple):
-    """All that the next step depends on, beside the config."""
-
-    step: Int[Array, ""]
-    params: Params
-    optimizer: Any
-    sums: Sums  # over the epoch so far
-
-
-Groups = tuple[Batch, ...]  # one batch: reviews of similar length, padded alike, are a group
-TrainStep = Callable[[TrainState, Groups, Key[Array, ""]], tuple[TrainState, Sums]]
-
-
-def zero_sums() -> Sums:
-    """Returns the sums over no review."""
-    return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
-
-
-def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Returns the state before the first step, made by one compiled program."""
-
-    @jax.jit
-    def make(key: Key[Array, ""]) -> TrainState:
-        params = model.init(stream(key, "params"))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
-
-    return make(jax.random.key(seed))
-
-
-def make_gradient(
-    model: Model, objective: Objective, *, on_cpu: bool, microbatches: int = 1
-) -> Callable[[Params, Groups, tuple[Keys, ...]], tuple[Params, Sums]]:
-    """Returns what every device does with its rows: the gradient's sum over all devices, and sums.
-
-    It runs under `jax.shard_map`, or `jax.pmap`, with the axis `sharding.AXIS`. The groups take
-    turns, each in `microbatches` parts, so that memory is that of the largest part; devices meet
-    once, after the last.
-    """
-
-    def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
-        sums = objective(model, params, group, keys)
-        return sums.loss, sums
-
-    def add(total: Any, params: Params, group: Batch, keys: Keys) -> tuple[Params, Sums]:
-        return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(params, group, keys))
-
-    def of_rows(params: Params, groups: Groups, keys: tuple[Keys, ...]) -> tuple[Params, Sums]:
-        total = (jax.tree.map(jnp.zeros_like, params), zero_sums())
-        pairs = zip(groups, keys, strict=True)
-        parts = [part for pair in pairs for part in _cut(pair, microbatches)]
-        for group, keys_of_group in reversed(parts):
-            given = (total, params, group, keys_of_group)
-            if on_cpu:  # where only a condition keeps the groups' temporaries apart
-                any_review = (group.weight != 0).any()
-                total = lax.cond(any_review, add, lambda total, *_: total, *given)
-            else:  # where a condition would make the host wait
-                total, params = lax.optimization_barrier((add(*given), params))
-        return lax.psum(total, AXIS)
-
-    return of_rows
-
-
-def _cut(rows: Any, parts: int) -> list[Any]:
-    """Returns a tree's rows in so many equal parts, one after the other."""
-    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), rows)
-    return [jax.tree.map(lambda leaf, at=at: leaf[at], cut) for at in range(parts)]
-
-
-def make_train_step(
-    model: Model,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    microbatches: int = 1,
-) -> TrainStep:
-    """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
-
-    The gradient is divided by the weight of the whole batch. The state is donated.
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
-    over_mesh = jax.shard_map(
-        make_gradient(model, objective, on_cpu=on_cpu, microbatches=microbatches),
-        mesh=mesh,
-        in_specs=(WHOLE, ROWS, ROWS),
-        out_specs=WHOLE,
-        check_vma=False,
-    )
-
-    def step(state: TrainState, groups: Groups, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
-        sizes = [group.length.shape[0] for group in groups]
-        keys = jax.random.split(jax.random.fold_in(key, state.step), sum(sizes))
-        keys = tuple(jnp.split(keys, np.cumsum(sizes)[:-1]))
-        gradients, sums = over_mesh(state.params, groups, keys)
-        # A gradient that is not finite shows in the loss, so that one check on the host finds both.
-        finite = jnp.isfinite(optax.tree.norm(gradients))
-        sums = sums._replace(loss=jnp.where(finite, sums.loss, jnp.nan))
-        mean = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), gradients)
-        updates, optimizer_state = optimizer.update(mean, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, optimizer_state, state.sums.add(sums)), sums
-
-    return jax.jit(step, donate_argnums=0)
+PROOF_STEP = 10  # after which the state's digest is logged, for others to compare with
+TOGETHER_STEPS = 10  # after which several processes ask each other whether one was told to stop
 
 
 @contextmanager
@@ -148,7 +53,8 @@ def interruptible() -> Iterator[list[int]]:
         received.append(number)
 
     asking = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, receive) for number in asking]
+    # None is a handler that is not Python's.
+    before = [signal.signal(number, receive) or signal.SIG_DFL for number in asking]
     try:
         yield received
     finally:
@@ -176,10 +82,13 @@ def not_finite(step: int, epoch: int) -> UserError:
 class StepLog:
     """Reads the sums of steps a few at a time, always leaving one in flight: no device waits."""
 
-    def __init__(self, run: Run, every_steps: int, pending: list[Any]):
-        """Takes what `pending` returned before an interruption, or nothing."""
+    def __init__(self, run: Run, every_steps: int, pending: list[Any], seed: tuple[int, ...] = ()):
+        """Takes what `pending` returned before an interruption, or nothing.
+
+        `seed` is the place of this run's sums among those of several seeds.
+        """
         self.latest = ""  # what to show beside the bar
-        self._run, self._every_steps = run, every_steps
+        self._run, self._every_steps, self._seed = run, every_steps, seed
         self._pending = [(step, epoch, Sums(*sums)) for step, epoch, sums in pending]
 
     def add(self, step: int, epoch: int, sums: Sums) -> None:
@@ -200,9 +109,10 @@ class StepLog:
         """
         fetched = []
         for step, epoch, sums in jax.device_get(self._pending):
-            if not np.isfinite(sums.loss):
+            own = [float(value if np.ndim(value) == 0 else value[self._seed]) for value in sums]
+            if not np.isfinite(own[0]):
                 raise not_finite(step, epoch)
-            fetched.append((step, epoch, [float(value) for value in sums]))
+            fetched.append((step, epoch, own))
         return fetched
 
     def flush(self) -> None:
@@ -224,123 +134,259 @@ class StepLog:
         self.latest = f"loss {means['loss']:.3f}"
 
 
+class Member:
+    """One seed's part of a training: what it reads, where it writes, what it has reached."""
+
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        training: Examples,
+        watched: Examples,
+        run: Run,
+    ):
+        """Takes the reviews to train on, and the split that `config.train.each_epoch` names.
+
+        That is measured after each epoch, and by `config.train.select` decides which is exported.
+        """
+        self.config, self.vocabulary, self.run = config, vocabulary, run
+        self.training, self.watched = training, watched
+        self.checkpoints = Checkpoints(run.checkpoints)
+        self.epochs: list[dict[str, Any]] = []  # the records of those that have ended
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """What all dropout follows from."""
+        return stream(jax.random.key(self.config.seed), "dropout")
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The record of the epoch to export; of equally good ones the first."""
+        if self.config.train.select == "last":
+            return self.epochs[-1]
+        name = f"{self.config.train.each_epoch}_accuracy"
+        return max(self.epochs, key=lambda record: record[name])
+
+    def plan(self, epoch: int) -> list[BatchPlan]:
+        """Returns the batches of an epoch."""
+        return plan_epoch(self.training.lengths, self.config.data, self.config.seed, epoch)
+
+    def record(self, pending: list[Any], seconds: float) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the state."""
+        config = self.config.to_json()
+        return {"config": config, "epochs": self.epochs, "pending": pending, "seconds": seconds}
+
+    def restore(
+        self, like: TrainState, show: Show, at_most: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Returns state and record of the newest whole checkpoint, or those of the first step.
+
+        Raises:
+          UserError: the checkpoint is of another config, or every one is damaged.
+        """
+
+        def accept(record: dict[str, Any]) -> None:
+            config = from_json(record["config"], f"a checkpoint in {self.checkpoints.folder}")
+            if differing := differences(config, self.config):
+                raise UserError(
+                    f"{self.checkpoints.folder} holds checkpoints of another config "
+                    f"({'; '.join(differing[:3])}); put back this run's own, or give --name"
+                )
+
+        restored = self.checkpoints.restore(like, show.say, accept, at_most)
+        return restored or (like, self.record([], 0.0))
+
+
 def train(
-    config: Config,
+    members: Sequence[Member],
     model: Model,
-    vocabulary: Vocabulary,
-    training: Examples,
-    watched: Examples,
     *,
-    run: Run,
     mesh: Mesh,
     show: Show,
     log_every_steps: int = 10,
-) -> dict[str, Any]:
-    """Trains to the config's last epoch, from the newest checkpoint in `run` if there is one.
+    until_step: int | None = None,
+) -> None:
+    """Trains to the config's last epoch, from the newest checkpoints in the runs if there are any.
 
-    `watched` is the split `config.train.each_epoch` names; it is measured after each epoch, and by
-    `config.train.select` decides which epoch is exported.
+    Or until after `until_step`, of which nothing is saved.
 
-    Returns:
-      The record of the exported epoch.
+    The members' configs differ in their seeds alone. Several are trained in one program: each
+    one's steps are those that it takes alone, to rounding.
 
     Raises:
-      UserError: the loss is not finite, or the run cannot be written. Earlier checkpoints stay.
+      UserError: the loss is not finite, or a run cannot be written. Earlier checkpoints stay.
       Interrupted: Ctrl-C was pressed, or SIGTERM came.
     """
+    config, reviews = members[0].config, members[0].training.size
+    steps_per_epoch = -(-reviews // config.data.batch_size)
     objective = make(
         "objective", OBJECTIVES, config.train.objective, config.train.objective_options
     )
-    steps_per_epoch = -(-training.size // config.data.batch_size)
     optimizer = make_optimizer(config.optim, steps_per_epoch * config.train.epochs)
-    step_fn = make_train_step(model, objective, optimizer, mesh, config.train.microbatches)
+    step_fn = make_train_step(
+        model, objective, optimizer, mesh, config.train.microbatches, len(members)
+    )
     logits_of = make_logits_step(model, mesh)
-    key = stream(jax.random.key(config.seed), "dropout")
-    state = place_whole(initial_state(model, optimizer, config.seed), mesh)
-    epochs: list[dict[str, Any]] = []
-    pending: list[Any] = []
-    spent = 0.0  # seconds of an interrupted epoch
-    split = config.train.each_epoch
+    keys = place_whole(stack([np.asarray(jax.random.key_data(m.key)) for m in members]), mesh)
+    key = jax.random.wrap_key_data(keys)
+    rows, part = rows_spec(len(members)), own_part(mesh)
 
-    with Checkpoints(run.checkpoints) as checkpoints, interruptible() as stops:
-        if (restored := checkpoints.restore(state, show.say)) is not None:
-            state, record = restored
-            epochs, pending, spent = record["epochs"], record["pending"], record["seconds"]
-            show.say(f"resuming at step {int(state.step)}")
-        step = int(state.step)
-        run.rewind(pending[0][0] - 1 if pending else step)
-        log = StepLog(run, log_every_steps, pending)
+    with ExitStack() as stack_of_contexts:
+        for member in members:
+            stack_of_contexts.enter_context(member.checkpoints)
+        stops = stack_of_contexts.enter_context(interruptible())
+        firsts = [initial_state(model, optimizer, member.config.seed) for member in members]
+        states, records = _restore(members, firsts, show)
+        state, step = place_whole(stack(states), mesh), int(states[0].step)
+        logs, spent = [], records[0]["seconds"]  # of an interrupted epoch
+        for at, (member, record) in enumerate(zip(members, records, strict=True)):
+            member.epochs, pending = record["epochs"], record["pending"]
+            member.run.rewind(step, pending[0][0] - 1 if pending else step)
+            place = () if len(members) == 1 else (at,)
+            logs.append(StepLog(member.run, log_every_steps, pending, place))
         to_run = {
-            epoch: plan_epoch(training.lengths, config.data, config.seed, epoch)
-            for epoch in range(len(epochs), config.train.epochs)
+            epoch: _plan_together(members, epoch)
+            for epoch in range(len(members[0].epochs), config.train.epochs)
         }
-        layouts = {plan.edges for plans in to_run.values() for plan in plans}
-        compiled = _compile(step_fn, state, key, config, layouts, mesh, show) if layouts else {}
-        for epoch, plans in to_run.items():
+        layouts = {plans[0].edges for steps in to_run.values() for plans in steps}
+        compiled = {}
+        if layouts:
+            compiled = _compile(step_fn, state, key, config, layouts, mesh, len(members), show)
+        for epoch, steps in to_run.items():
             begun, spent = time.perf_counter() - spent, 0.0
-            done = plans[: step - epoch * steps_per_epoch]
+            done = step - epoch * steps_per_epoch
             if not done:
-                state = state._replace(sums=place_whole(zero_sums(), mesh))
-            reviews_done = sum(plan.size for plan in done)
-            name = f"epoch {epoch + 1}/{config.train.epochs}"
-            with show.bar(name, training.size, reviews_done) as bar:
-                for plan in plans[len(done) :]:
-                    groups = place_rows(read_batch(training, plan, config.data), mesh)
-                    state, sums = compiled[plan.edges](state, groups, key)
+                no_sums = stack([zero_sums()] * len(members))
+                state = state._replace(sums=place_whole(no_sums, mesh))
+            reviews_done = sum(plans[0].size for plans in steps[:done])
+            with show.bar(f"epoch {epoch + 1}/{config.train.epochs}", reviews, reviews_done) as bar:
+                for plans in steps[done:]:
+                    batch = stack(
+                        [
+                            read_batch(member.training, plan, config.data, part)
+                            for member, plan in zip(members, plans, strict=True)
+                        ]
+                    )
+                    groups = place_rows(batch, mesh, rows)
+                    state, sums = compiled[plans[0].edges](state, groups, key)
                     step += 1
-                    log.add(step, epoch + 1, sums)
-                    bar.advance(plan.size)
-                    bar.describe(log.latest)
-                    if stops and plan is not plans[-1]:
-                        record = {"epochs": epochs, "pending": log.pending()}
-                        record["seconds"] = time.perf_counter() - begun
-                        checkpoints.save(step, state, record)
-                        raise Interrupted(step, stops[0])
-            log.flush()
+                    for log in logs:
+                        log.add(step, epoch + 1, sums)
+                    bar.advance(plans[0].size)
+                    bar.describe(logs[0].latest)
+                    if step == min(PROOF_STEP, steps_per_epoch):
+                        _log_proof(members, state, step)
+                    if step == until_step:
+                        return
+                    if plans is not steps[-1] and (stop := _told_to_stop(stops, step)):
+                        seconds = time.perf_counter() - begun
+                        pending = [log.pending() for log in logs]
+                        _save(members, step, state, pending, seconds)
+                        raise Interrupted(step, stop)
             seconds = time.perf_counter() - begun
-            trained: Sums = jax.device_get(state.sums)
-            begun = time.perf_counter()
-            with show.bar(f"measure {split}", watched.size, 0) as bar:
-                logits = predict_logits(
-                    logits_of, state.params, watched, config.data, mesh, bar.advance
-                )
-            if not np.isfinite(logits).all():
-                raise not_finite(step, epoch + 1)
-            measured = measure(logits, watched.labels)
-            record = {
-                "epoch": epoch + 1,
-                "step": step,
-                "train_loss": float(trained.loss / trained.weight),
-                "train_accuracy": float(trained.correct / trained.weight),
-                "seconds": seconds,
-                "measure_seconds": time.perf_counter() - begun,
-                "reviews_per_second": training.size / seconds,
-            } | {f"{split}_{name}": value for name, value in measured.items()}
-            epochs.append(record)
-            if chosen_epoch(config, epochs) is record:
-                export_model(run.model, jax.device_get(state.params), config, vocabulary)
-            run.log({"kind": "epoch", **record})
-            checkpoints.save(step, state, {"epochs": epochs, "pending": [], "seconds": 0.0})
-            show.epoch(record, split)
-            if stops and epoch + 1 < config.train.epochs:
-                raise Interrupted(step, stops[0])
-    return chosen_epoch(config, epochs)
+            for member, log, own in zip(members, logs, unstack(state, len(members)), strict=True):
+                log.flush()
+                _end_epoch(member, own, logits_of, seconds, mesh, show)
+            _save(members, step, state, [[] for _ in members], 0.0)
+            for member in members:
+                show.epoch(member.epochs[-1], config.train.each_epoch)
+            if epoch + 1 < config.train.epochs and (stop := _told_to_stop(stops)):
+                raise Interrupted(step, stop)
 
 
-def chosen_epoch(config: Config, epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the record of the epoch to export; of equally good ones the first."""
-    if config.train.select == "last":
-        return epochs[-1]
-    return max(epochs, key=lambda record: record[f"{config.train.each_epoch}_accuracy"])
+def _restore(
+    members: Sequence[Member], firsts: list[TrainState], show: Show
+) -> tuple[list[TrainState], list[dict[str, Any]]]:
+    """Returns every member's state and record at the newest step that all of them have."""
+    step: int | None = None
+    while True:
+        found = [
+            member.restore(first, show, step) for member, first in zip(members, firsts, strict=True)
+        ]
+        steps = [int(state.step) for state, _ in found]
+        if len(set(steps)) == 1:
+            break
+        step = min(steps)
+    if any(member.checkpoints.steps() for member in members):
+        show.say(f"resuming at step {steps[0]}")
+    return [state for state, _ in found], [record for _, record in found]
+
+
+def _plan_together(members: Sequence[Member], epoch: int) -> list[tuple[BatchPlan, ...]]:
+    """Returns the members' batches of an epoch, step by step, those of a step padded alike."""
+    together = []
+    for plans in zip(*(member.plan(epoch) for member in members), strict=True):
+        edges = tuple(map(max, zip(*(plan.edges for plan in plans), strict=True)))
+        together.append(tuple(plan._replace(edges=edges) for plan in plans))
+    return together
+
+
+def _told_to_stop(stops: list[int], step: int = 0) -> int:
+    """Returns the signal that asks to stop, or 0: of several processes, one that any received."""
+    if jax.process_count() > 1 and step % TOGETHER_STEPS:
+        return 0
+    return greatest(stops[0] if stops else 0)
+
+
+def _save(
+    members: Sequence[Member], step: int, state: TrainState, pending: list[Any], seconds: float
+) -> None:
+    """Saves every member's state at `step`."""
+    for member, own, waiting in zip(members, unstack(state, len(members)), pending, strict=True):
+        member.checkpoints.save(step, own, member.record(waiting, seconds))
+
+
+def _log_proof(members: Sequence[Member], state: TrainState, step: int) -> None:
+    """Logs what `--verify` compares with: the digest of the state, and the loss so far."""
+    for member, own in zip(members, unstack(jax.device_get(state), len(members)), strict=True):
+        proof = {"state_sha256": digest(own), "loss": float(own.sums.loss)}
+        member.run.log({"kind": "proof", "step": step, **proof})
+
+
+def _end_epoch(
+    member: Member,
+    state: TrainState,
+    logits_of: LogitsOf,
+    seconds: float,
+    mesh: Mesh,
+    show: Show,
+) -> None:
+    """Measures, logs, and exports if it is the epoch to choose."""
+    split, config = member.config.train.each_epoch, member.config
+    epoch, step = len(member.epochs) + 1, int(state.step)
+    trained: Sums = jax.device_get(state.sums)
+    begun = time.perf_counter()
+    with show.bar(f"measure {split}", member.watched.size, 0) as bar:
+        logits = predict_logits(
+            logits_of, state.params, member.watched, config.data, mesh, bar.advance
+        )
+    if not np.isfinite(logits).all():
+        raise not_finite(step, epoch)
+    measured = measure(logits, member.watched.labels)
+    record = {
+        "epoch": epoch,
+        "step": step,
+        "train_loss": float(trained.loss / trained.weight),
+        "train_accuracy": float(trained.correct / trained.weight),
+        "seconds": seconds,
+        "measure_seconds": time.perf_counter() - begun,
+        "reviews_per_second": member.training.size / seconds,
+    } | {f"{split}_{name}": value for name, value in measured.items()}
+    member.epochs = [*member.epochs, record]
+    if member.chosen is record:
+        params: Params = jax.device_get(state.params)
+        from_first(lambda: export_model(member.run.model, params, config, member.vocabulary))
+    member.run.log({"kind": "epoch", **record})
 
 
 def _compile(
     step_fn: Any,
     state: TrainState,
-    key: Key[Array, ""],
+    key: Key[Array, "*s"],
     config: Config,
     layouts: set[tuple[int, ...]],
     mesh: Mesh,
+    seeds: int,
     show: Show,
 ) -> dict[tuple[int, ...], TrainStep]:
     """Returns the step compiled for each layout: what a batch's groups are padded to."""
@@ -348,7 +394,7 @@ def _compile(
     with show.bar("compile", len(layouts), 0) as bar:
         for edges in sorted(layouts):
             rows = config.data.batch_size // len(edges)
-            groups = tuple(rows_shape(rows, edge, mesh) for edge in edges)
+            groups = tuple(rows_shape(rows, edge, mesh, seeds) for edge in edges)
             compiled[edges] = step_fn.lower(state, groups, key).compile()
             bar.advance(1)
     shapes = "; ".join(

@@ -1,4 +1,7 @@
-"""Trains a recipe: `python scripts/train.py RECIPE [--seed N] [--model.hidden-size 128 ...]`."""
+"""Trains a recipe: `python scripts/train.py RECIPE [--seed N] [--model.hidden-size 128 ...]`.
+
+Or repeats the first steps of a run: `python scripts/train.py --verify RUN`.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +12,7 @@ from tyro.conf import arg
 from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
 from bilstm_attn.data.cache import DataPlaces
 from bilstm_attn.errors import UserError
-from bilstm_attn.process import set_up_process
+from bilstm_attn.process import Processes, ask_for_same_bits, set_up_process
 from bilstm_attn.terminal import parse, run_script
 
 RECIPES = Path(__file__).parent.parent / "configs"
@@ -23,11 +26,15 @@ class RunArguments:
     """Where runs lie: each in a folder NAME/seedN."""
     resume: bool = False
     """Continue this run from its newest checkpoint."""
+    seeds: int = 1
+    """Train so many seeds, from --seed on, in one program; each has its own folder."""
     devices: int | None = None
-    """Devices to share each batch; None is every accelerator, or up to 8 cores."""
+    """Devices of each process to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"
     """How the recurrence runs: native (C++, CPU), pallas (GPU or TPU, unproven), scan or plain;
     auto is native where it can be built, else scan. The last digits differ."""
+    deterministic: bool = False
+    """Leave out what changes bits from run to run on a GPU; a CPU has nothing of it."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
@@ -40,11 +47,41 @@ class Arguments:
 
     run: Annotated[RunArguments, arg(name="")]
     places: Annotated[DataPlaces, arg(name="")]
+    processes: Annotated[Processes, arg(name="")]
     config: Annotated[Config, arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyArguments:
+    """The command line of a verification."""
+
+    verify: Path
+    """A run's folder."""
+    deterministic: bool = False
+    """As in training."""
+    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+
+
+def verify(arguments: list[str]) -> int:
+    """Repeats a run's first steps; returns the exit status."""
+    parsed = parse(
+        VerifyArguments,
+        arguments,
+        program="scripts/train.py",
+        description="Repeats the first steps of a run, on the devices and backend that it had, and "
+        "says whether bits, or only rounding, agree.",
+    )
+    if parsed.deterministic:
+        ask_for_same_bits()
+    from bilstm_attn.verify import run_verification  # after parsing: jax takes seconds to import
+
+    return run_verification(parsed.verify, parsed.places)
 
 
 def main(arguments: list[str]) -> int:
     """Trains; returns the exit status."""
+    if arguments[:1] and arguments[0].split("=")[0] == "--verify":
+        return verify(arguments)
     names = ", ".join(recipe_names(RECIPES))
     if arguments[:1] in (["-h"], ["--help"]):
         recipe, rest, config = "RECIPE", ["--help"], Config()
@@ -59,12 +96,13 @@ def main(arguments: list[str]) -> int:
         Arguments,
         rest,
         program=f"scripts/train.py {recipe}",
-        description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file.",
-        default=Arguments(RunArguments(), DataPlaces(), config),
+        description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file. "
+        "`scripts/train.py --verify RUN` repeats the first steps of a run instead.",
+        default=Arguments(RunArguments(), DataPlaces(), Processes(), config),
     )
     from bilstm_attn.session import run_training  # after parsing: jax takes seconds to import
 
-    return run_training(parsed.config, parsed.places, **vars(parsed.run))
+    return run_training(parsed.config, parsed.places, parsed.processes, **vars(parsed.run))
 
 
 if __name__ == "__main__":

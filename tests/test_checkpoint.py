@@ -75,11 +75,31 @@ def test_newest_checkpoint_comes_back_bit_for_bit(two_steps):
     assert said == []
 
 
-def test_restored_state_lies_where_the_target_does(two_steps):
-    like = jax.device_put(state(0), jax.devices()[-1])
+def test_state_on_several_devices_is_the_one_that_a_single_device_saves(tmp_path):
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    everywhere = jax.device_put(state(7), jax.NamedSharding(mesh, jax.P()))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, everywhere, {})
+    (restored, _), _ = restore(tmp_path / "checkpoints")
+    assert same(restored, state(7))
+    assert {type(leaf) for leaf in jax.tree.leaves(restored)} <= {np.ndarray, np.int32}
+
+
+def test_record_that_is_not_accepted_is_an_error_before_its_state_is_read(two_steps):
+    def accept(record):
+        raise UserError(f"not of epoch {record['epochs'][0]}")
+
+    other_shapes = State(jnp.int32(0), {}, ())
+    with Checkpoints(two_steps) as checkpoints, pytest.raises(UserError, match="not of epoch 7"):
+        checkpoints.restore(other_shapes, pytest.fail, accept)
+
+
+def test_newest_checkpoint_up_to_a_step_comes_back(two_steps):
     with Checkpoints(two_steps) as checkpoints:
-        restored, _ = checkpoints.restore(like, pytest.fail)
-    assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {like.step.sharding}
+        restored, _ = checkpoints.restore(state(0), pytest.fail, at_most=6)
+        assert checkpoints.restore(state(0), pytest.fail, at_most=3) is None
+        assert checkpoints.steps() == [4, 7]
+    assert same(restored, state(4))
 
 
 def test_only_the_newest_two_are_kept(own):

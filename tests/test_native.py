@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 from tiny import error_of, full_disk
 
+from bilstm_attn.backend import choose_backend
 from bilstm_attn.cells import CELLS, LSTM
 from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.encoder import prepare_native
 from bilstm_attn.kernels import native
 from bilstm_attn.model import Model
 from bilstm_attn.recurrence import recur_both_ways
-from bilstm_attn.session import choose_backend
 from bilstm_attn.terminal import Show
 
 prepare_native()

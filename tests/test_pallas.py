@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from tiny import error_of
 
+from bilstm_attn.backend import choose_backend
 from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.encoder import Bidirectional
 from bilstm_attn.kernels import pallas, pallas_tpu
-from bilstm_attn.session import choose_backend
 from bilstm_attn.terminal import Show
 
 

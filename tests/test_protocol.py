@@ -12,7 +12,7 @@ from bilstm_attn.checkpoint import load_model
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 from bilstm_attn.errors import UserError
 from bilstm_attn.run import Run
-from bilstm_attn.train import chosen_epoch
+from bilstm_attn.train import Member
 
 IMDB = {"data__dataset": "imdb", "train__select": "best"}
 
@@ -101,11 +101,14 @@ def test_selecting_on_test_is_refused():
 
 
 def test_chosen_epoch_is_the_first_of_the_best_or_the_last():
-    epochs = [{"validation_accuracy": value} for value in (0.3, 0.7, 0.7, 0.6)]
-    best = Config(train=TrainConfig(select="best"))
-    last = Config(train=TrainConfig(select="last"))
-    assert chosen_epoch(best, epochs) is epochs[1]
-    assert chosen_epoch(last, epochs) is epochs[3]
+    def chosen(select):
+        member = Member.__new__(Member)
+        member.config = Config(train=TrainConfig(select=select))
+        member.epochs = [{"validation_accuracy": value} for value in (0.3, 0.7, 0.7, 0.6)]
+        return member.epochs.index(member.chosen)
+
+    assert chosen("best") == 1
+    assert chosen("last") == 3
 
 
 def test_data_of_another_digest_are_not_trained_on(empty):

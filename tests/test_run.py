@@ -221,7 +221,7 @@ def test_without_a_checkout_there_is_no_revision(tmp_path, monkeypatch):
 
 def test_environment_says_what_a_result_depends_on():
     class Device:
-        device_kind = "abacus"
+        device_kind, process_index = "abacus", 0
 
     environment = describe_environment([Device(), Device()], "d1f")
     assert environment["devices"] == ["abacus", "abacus"]

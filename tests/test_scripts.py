@@ -63,7 +63,7 @@ def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
     class Asked(Exception):
         pass
 
-    def train_no_further(config, model, *more, **given):
+    def train_no_further(members, model, **given):
         raise Asked(jax.jit(model.init)(jax.random.key(0)))
 
     monkeypatch.setattr(session, "train", train_no_further)

@@ -18,7 +18,7 @@ from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
 from bilstm_attn.optim import make_optimizer, make_schedule
 from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
-from bilstm_attn.train import initial_state, make_gradient, make_train_step
+from bilstm_attn.train_step import initial_state, make_gradient, make_train_step
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
 ONE_LENGTH = dataclasses.replace(DATA, bucket_edges=())

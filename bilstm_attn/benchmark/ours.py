@@ -19,7 +19,7 @@ from bilstm_attn.model import Model
 from bilstm_attn.objectives import CrossEntropy
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
-from bilstm_attn.train import TrainState, make_train_step, zero_sums
+from bilstm_attn.train_step import TrainState, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Params
 
 

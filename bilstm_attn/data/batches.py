@@ -41,6 +41,16 @@ class BatchPlan(NamedTuple):
         return int((self.slots >= 0).sum())
 
 
+class Part(NamedTuple):
+    """One of equal parts of a batch's rows, group by group: those of one process."""
+
+    number: int  # from 0
+    parts: int
+
+
+ALL_ROWS = Part(0, 1)
+
+
 def random_numbers(seed: int, stream: str, *more: int) -> np.random.Generator:
     """Returns the generator of the named stream under `seed`."""
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), *more])
@@ -150,11 +160,14 @@ def _interleaved(size: int) -> np.ndarray:
     return np.argsort(turned)
 
 
-def read_batch(examples: Examples, plan: BatchPlan, config: DataConfig) -> tuple[Batch, ...]:
-    """Returns the batch of `plan`, a `Batch` a group."""
+def read_batch(
+    examples: Examples, plan: BatchPlan, config: DataConfig, part: Part = ALL_ROWS
+) -> tuple[Batch, ...]:
+    """Returns the part's rows of the batch of `plan`, a `Batch` a group."""
+    groups = np.split(plan.slots, len(plan.edges))
     return tuple(
-        _read_group(examples, slots, edge, config.max_tokens)
-        for slots, edge in zip(np.split(plan.slots, len(plan.edges)), plan.edges, strict=True)
+        _read_group(examples, np.split(slots, part.parts)[part.number], edge, config.max_tokens)
+        for slots, edge in zip(groups, plan.edges, strict=True)
     )
 
 

@@ -92,7 +92,10 @@ _loaded: list[tuple[Path, Callable[[int, int, int], int]]] = []
 
 
 def _build(say: Callable[[str], None] = lambda line: None) -> Path:
-    """Returns the compiled library, which appears in the cache folder whole or not at all."""
+    """Returns the compiled library, which appears in the cache folder whole or not at all.
+
+    Its name holds a digest of its bytes: one that was damaged since is built again.
+    """
     named = shlex.split(os.environ.get("CXX", ""))
     choices = [named] if named else [[name] for name in COMPILERS]
     compiler = next((words for words in choices if shutil.which(words[0])), None)
@@ -101,11 +104,12 @@ def _build(say: Callable[[str], None] = lambda line: None) -> Path:
             f"no C++ compiler {choices[0][0]} is found; install g++ or clang, or set CXX"
         )
     folder = default_cache_dir() / "kernels"
-    library = folder / f"lstm_cpu-{_key(compiler)}.so"
-    if library.exists():
-        return library
+    name = f"lstm_cpu-{_key(compiler)}"
+    for library in folder.glob(f"{name}.*.so"):
+        if library.suffixes[-2] == f".{_digest_file(library)}":
+            return library
     say("building the native kernel, once")
-    partial = library.with_suffix(f".{secrets.token_hex(4)}.partial")
+    partial = folder / f"{name}.{secrets.token_hex(4)}.partial"
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,11 +118,16 @@ def _build(say: Callable[[str], None] = lambda line: None) -> Path:
             lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
             first = next((line for line in lines if "error" in line), lines[-1])
             raise UnavailableError(f"{compiler[0]} failed: {first}")
+        library = partial.with_name(f"{name}.{_digest_file(partial)}.so")
         partial.replace(library)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
     return library
+
+
+def _digest_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _run(command: Sequence[str], timeout: int) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 import os
 
-from bilstm_attn.session import forget_oldest
+from bilstm_attn.backend import forget_oldest
 
 
 def test_the_oldest_compiled_programs_are_forgotten_beyond_the_limit(tmp_path):

@@ -1,0 +1,100 @@
+"""Does a recorded run come out again? Its first steps, repeated and compared."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from bilstm_attn.backend import choose_backend, keep_compiled
+from bilstm_attn.config import Backend, Config
+from bilstm_attn.data.cache import DataPlaces, prepare_tokens
+from bilstm_attn.errors import UserError
+from bilstm_attn.model import Model
+from bilstm_attn.run import Run, describe_environment
+from bilstm_attn.session import make_member
+from bilstm_attn.sharding import make_mesh
+from bilstm_attn.terminal import Show
+from bilstm_attn.train import PROOF_STEP, train
+
+ROUNDING = 1e-5  # of the loss: a few steps whose sums have another order differ by about 1e-7
+
+
+def run_verification(folder: Path, places: DataPlaces) -> int:
+    """Repeats a run's first steps and says whether bits, rounding or neither agree.
+
+    On the devices and backend that it had, where they are to be had; what differs is printed.
+
+    Returns:
+      The exit status: 0 if bits or rounding agree, else 1.
+
+    Raises:
+      UserError: not a run, one without a proof, or one on other data.
+    """
+    show, run = Show(), Run(folder)
+    config, proofs = run.config(), [line for line in run.records() if line["kind"] == "proof"]
+    if not proofs:
+        raise UserError(
+            f"{folder} has no proof to compare with: it ended before step {PROOF_STEP}, or is of "
+            "an earlier version; give another run"
+        )
+    proof = proofs[-1]
+    recorded = [e for e in run.environments() if e.get("from_step", 0) < proof["step"]][-1]
+    mesh = _make_mesh_as(recorded, config)
+    keep_compiled(show)
+    backend = _choose_backend_as(recorded, config, show)
+    tokens = prepare_tokens(config.data.dataset, places, show)
+    here = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+    here |= {"backend": backend, "seeds": 1}
+    if here["data_sha256"] != recorded["data_sha256"]:
+        raise UserError(f"{folder} was trained on other data; give the --cache it had")
+    for line in _differences(recorded, here):
+        show.say(f"differs  {line}")
+    with tempfile.TemporaryDirectory() as again:
+        member = make_member(tokens, config, Run(Path(again)))
+        model = Model(config.model, member.vocabulary.size, backend)
+        train([member], model, mesh=mesh, show=show, until_step=proof["step"])
+        (repeated,) = (line for line in member.run.records() if line["kind"] == "proof")
+    return _judge(proof, repeated, show)
+
+
+def _make_mesh_as(recorded: dict[str, Any], config: Config) -> Mesh:
+    """Returns the mesh that the run had; where that cannot be, one of what there is."""
+    rows = config.data.group_size // config.train.microbatches
+    try:
+        return make_mesh(rows, len(recorded["devices"]))
+    except UserError:
+        return make_mesh(rows)
+
+
+def _choose_backend_as(recorded: dict[str, Any], config: Config, show: Show) -> Backend:
+    try:
+        return choose_backend(recorded["backend"], config, show)
+    except UserError:
+        return choose_backend("auto", config, show)
+
+
+def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Returns a line for each circumstance that may change bits, and is another one here."""
+    lines = []
+    for name in recorded.keys() - {"command", "versions", "from_step"}:
+        if recorded[name] != here.get(name):
+            lines.append(f"{name}: {recorded[name]} there, {here.get(name)} here")
+    for package, version in here["versions"].items():
+        if (there := recorded["versions"].get(package)) != version:
+            lines.append(f"version of {package}: {there} there, {version} here")
+    return sorted(lines)
+
+
+def _judge(proof: dict[str, Any], repeated: dict[str, Any], show: Show) -> int:
+    """Prints how far two proofs agree; returns the exit status."""
+    after = f"after {proof['step']} steps"
+    if repeated["state_sha256"] == proof["state_sha256"]:
+        show.say(f"the same bits {after}: parameters, optimiser and loss")
+        return 0
+    apart = abs(repeated["loss"] - proof["loss"]) / abs(proof["loss"])
+    if apart <= ROUNDING:
+        show.say(f"the same to rounding {after}, not the same bits: loss {apart:.0e} apart")
+        return 0
+    show.say(f"not the same {after}: loss {repeated['loss']:.6f}, recorded {proof['loss']:.6f}")
+    return 1

@@ -1,0 +1,534 @@
+"""Breaks runs in every way that comes to mind, and counts what survives.
+
+`python tests/faults/harness.py` is the long form; `--short` is what the suite runs. Processes are
+forked from one that has imported everything and used nothing, so that a trial takes a second. A
+trial survives if the run is resumed to the very bits of one that was left alone: parameters,
+optimiser, metrics, exported model and predictions; or, where a file was damaged, if the program
+says so in one line. Anything else is lost, and the status is 1.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import jax
+import peers
+import tiny
+from orbax import checkpoint as _orbax  # noqa: F401  what every trial would import
+
+from bilstm_attn import backend, predict, session, verify  # noqa: F401
+from bilstm_attn.cluster import LOST_SECONDS
+from bilstm_attn.data.cache import default_cache_dir
+from bilstm_attn.run import Run
+from bilstm_attn.terminal import status_of
+
+EPOCHS = 6  # of 6 steps
+SECONDS = 120  # after which a trial hangs
+TIMES = {"seconds", "measure_seconds", "reviews_per_second", "environment"}
+WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "fcntl.flock"}
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    status: int  # negative: by that signal
+    said: str
+    seconds: float
+    writes: int  # times that it was about to change something on disk
+
+
+class Trial(NamedTuple):
+    """What was done, and how that came out."""
+
+    kind: str
+    survived: bool
+    about: str
+
+
+class Lab:
+    """A folder with prepared data, and a run in it that nothing has happened to."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.numbers = folder, random.Random(seed)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "xdg")
+        self.cache = tiny.write_cache(folder / "cache").parent
+        self.reference = self.finish(self.new())
+        run = self.run_of(self.reference.at)
+        self.expected = self.results(self.reference.at)
+        assert self.expected is not None, self.reference.ended.said
+        assert run.model.is_file()
+
+    class Finished(NamedTuple):
+        """Where a run lies, and how its last process ended."""
+
+        at: Path
+        ended: Ended
+
+    def new(self) -> Path:
+        """Returns a new folder for a run, with data."""
+        at = Path(tempfile.mkdtemp(dir=self.folder))
+        (at / "cache").symlink_to(self.cache)
+        return at
+
+    def run_of(self, at: Path) -> Run:
+        """Returns the run in a folder."""
+        return tiny.tiny_run(at)
+
+    def finish(self, at: Path) -> "Lab.Finished":
+        """Trains, or goes on training, to the end."""
+        return self.Finished(at, self.train(at))
+
+    def train(self, at: Path, *more: object, **how: object) -> Ended:
+        """Trains in a process, which goes on where there is a run already."""
+        begun = self.run_of(at).config_file.exists()
+        words = ["--name", "tiny", *(["--resume"] if begun else []), *more]
+        return self.process(lambda: tiny.train(at, *words, train__epochs=EPOCHS), **how)
+
+    def evaluate(self, at: Path, **how: object) -> Ended:
+        """Writes predictions in a process."""
+        words = [self.run_of(at).folder, "--split", "validation", "--cache", at / "cache"]
+        return self.process(lambda: tiny.script("evaluate")(*words), **how)
+
+    def results(self, at: Path) -> tuple | None:
+        """Returns everything that a finished run came to, or None if it cannot be had."""
+        if self.evaluate(at).status != 0:
+            return None
+        run = self.run_of(at)
+        lines = [{k: r[k] for k in r if k not in TIMES} for r in run.records()]
+        newest = max(run.checkpoints.iterdir(), key=lambda path: int(path.name))
+        state = json.loads((newest / "record/metadata").read_text())["state_sha256"]
+        files = [run.model.read_bytes(), run.predictions("validation").read_bytes()]
+        return lines, newest.name, state, *files
+
+    def is_whole(self, at: Path) -> str:
+        """Returns what is wrong with a run after it has been resumed to its end, or nothing."""
+        finished = self.finish(at)
+        if finished.ended.status != 0:
+            return f"it cannot be resumed: {finished.ended.said[-300:]}"
+        names = ("metrics", "last step", "state", "model", "predictions")
+        results = self.results(at)
+        if results is None:
+            return "it cannot be evaluated"
+        wrong = [n for n, a, b in zip(names, results, self.expected, strict=True) if a != b]
+        return f"other {', '.join(wrong)}" if wrong else ""
+
+    def process(
+        self,
+        main: Callable[[], int],
+        *,
+        prepare: Callable[[], object] = lambda: None,
+        kill_after_seconds: float | None = None,
+        kill_at_write: int | None = None,
+    ) -> Ended:
+        """Returns how a forked process ended that ran `main`, after `prepare`."""
+        out, begun = self.folder / "out", time.monotonic()
+        child = self.fork(main, out, prepare, kill_at_write)
+        until = begun + (SECONDS if kill_after_seconds is None else kill_after_seconds)
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.005)
+        seconds, said = time.monotonic() - begun, out.read_text(errors="replace")
+        writes = out.with_suffix(".writes")
+        count = int(writes.read_text() or 0) if writes.exists() else 0
+        return Ended(os.waitstatus_to_exitcode(status), said, seconds, count)
+
+    def fork(
+        self,
+        main: Callable[[], int],
+        out: Path,
+        prepare: Callable[[], object] = lambda: None,
+        kill_at_write: int | None = None,
+    ) -> int:
+        """Starts a process that runs `main` and says what it has to say in the file `out`."""
+        child = os.fork()
+        if child:
+            return child
+        status = 1
+        try:
+            sink = os.open(out, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(sink, stream)
+            jax.config.update("jax_num_cpu_devices", 2)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            counted = os.open(out.with_suffix(".writes"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            _watch_writes(kill_at_write, counted)
+            prepare()
+            status = status_of(main) or 0
+        except BaseException as error:
+            print(f"Traceback: {error!r}", file=sys.stderr)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+
+def _watch_writes(kill_at: int | None, counted: int) -> None:
+    """Kills this process before its `kill_at`-th change on disk, and keeps count of them."""
+    count = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal count
+        writes = event in WRITES or (
+            event == "open"
+            and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        )
+        if writes:
+            count += 1
+            os.pwrite(counted, str(count).encode(), 0)
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+# Kinds of faults: each yields a trial.
+
+
+def kills(lab: Lab, number: int) -> list[Trial]:
+    """Kills trainings at random moments, some times in a row, then lets them end."""
+    trials: list[Trial] = []
+    while len(trials) < number:
+        at, chain = lab.new(), []
+        for _ in range(min(lab.numbers.randint(1, 6), number - len(trials))):
+            if lab.numbers.random() < 0.5:
+                seconds = lab.numbers.uniform(0, lab.reference.ended.seconds)
+                ended = lab.train(at, kill_after_seconds=seconds)
+                moment = f"after {seconds:.2f} s"
+            else:
+                write = lab.numbers.randint(1, lab.reference.ended.writes)
+                ended = lab.train(at, kill_at_write=write)
+                moment = f"before write {write}"
+            if ended.status not in (0, -signal.SIGKILL):
+                moment += f", where it ended with {ended.status}: {ended.said[-200:]}"
+                chain.append(Trial("kill -9 while training", False, moment))
+            else:
+                chain.append(Trial("kill -9 while training", True, moment))
+        wrong = lab.is_whole(at)
+        trials += [trial._replace(survived=trial.survived and not wrong) for trial in chain]
+        _tell(wrong, [trial.about for trial in chain])
+        shutil.rmtree(at)
+    return trials
+
+
+def kills_elsewhere(lab: Lab, number: int) -> list[Trial]:
+    """Kills evaluations and preparations of data; both are then done again."""
+    trials = []
+    expected_cache = tiny_cache_digest(lab.cache)
+    for trial in range(number):
+        at = Path(tempfile.mkdtemp(dir=lab.folder))
+        if trial % 2:
+            shutil.copytree(lab.reference.at, at, dirs_exist_ok=True, symlinks=True)
+            lab.run_of(at).predictions("validation").unlink()
+            lab.evaluate(at, kill_at_write=lab.numbers.randint(1, 8))
+            partial = lab.run_of(at).predictions("validation")
+            whole = not partial.exists() or partial.read_bytes() == lab.expected[4]
+            wrong = "" if whole and lab.results(at) == lab.expected else "other predictions"
+            kind = "kill -9 while evaluating"
+        else:
+
+            def prepare(at: Path = at) -> int:
+                tiny.write_cache(at / "cache")
+                return 0
+
+            lab.process(prepare, kill_at_write=lab.numbers.randint(1, 24))
+            again = lab.process(prepare)
+            wrong = again.said if again.status else ""
+            if not wrong and tiny_cache_digest(at / "cache") != expected_cache:
+                wrong = "other tokens"
+            kind = "kill -9 while preparing data"
+        trials.append(Trial(kind, not wrong, wrong))
+        _tell(wrong, [kind])
+        shutil.rmtree(at)
+    return trials
+
+
+def tiny_cache_digest(folder: Path) -> dict[str, bytes]:
+    """Returns the files of the prepared data set below `folder`."""
+    (tokens,) = (path for path in folder.iterdir() if "partial" not in path.name)
+    return {path.name: path.read_bytes() for path in tokens.iterdir()}
+
+
+def damages(lab: Lab, number: int) -> list[Trial]:
+    """Flips a bit of, or cuts, one file: of a half-finished run, its data, or a cache."""
+    half = lab.new()
+    while not lab.run_of(half).model.exists():  # killed in the second half
+        shutil.rmtree(half)
+        half = lab.new()
+        lab.train(half, kill_after_seconds=0.8 * lab.reference.ended.seconds)
+    trials = []
+    while len(trials) < number:
+        for kind, below in DAMAGED.items():
+            at = lab.new()
+            (at / "cache").unlink()
+            shutil.copytree(lab.cache, at / "cache")
+            shutil.copytree(half / "runs", at / "runs")
+            xdg = Path(shutil.copytree(lab.folder / "xdg", at / "xdg"))
+            roots = {"run": lab.run_of(at).folder, "cache": at / "cache", "xdg": xdg}
+            root, pattern = below.split(":")
+            files = [p for p in sorted(roots[root].glob(pattern)) if p.is_file()]
+            files = [path for path in files if path.stat().st_size]
+            path = lab.numbers.choice(files)
+            about = _damage(path, lab.numbers)
+            os.environ["XDG_CACHE_HOME"] = str(xdg)
+            wrong = _notice(lab, at, path)
+            os.environ["XDG_CACHE_HOME"] = str(lab.folder / "xdg")
+            trials.append(Trial(f"damaged {kind}", not wrong, f"{path.name} {about} {wrong}"))
+            _tell(wrong, [f"{kind}: {path.relative_to(at)} {about}"])
+            shutil.rmtree(at)
+    shutil.rmtree(half)
+    return trials
+
+
+DAMAGED = {
+    "checkpoint": "run:checkpoints/**/*",
+    "exported model": "run:model.safetensors",
+    "config": "run:config.json",
+    "data": "cache:*/*",
+    "compiled program": "xdg:bilstm_attn/compiled/**/*",
+    "native kernel": "xdg:bilstm_attn/kernels/*.so",
+}
+
+
+def _damage(path: Path, numbers: random.Random) -> str:
+    size = path.stat().st_size
+    at = numbers.randrange(size)
+    if numbers.random() < 0.5:
+        tiny.flip(path, at)
+        return f"flipped at {at} of {size}"
+    tiny.cut(path, at)
+    return f"cut to {at} of {size}"
+
+
+def _notice(lab: Lab, at: Path, path: Path) -> str:
+    """Returns what is wrong with how damage is met: it must be told, or make no difference."""
+    ends = [lab.train(at)]
+    if path.name == "model.safetensors":  # what uses it before it is written anew
+        shutil.rmtree(at / "runs")
+        shutil.copytree(lab.reference.at / "runs", at / "runs")
+        _damage(lab.run_of(at).model, lab.numbers)
+        ends = [lab.evaluate(at)]
+    for ended in ends:
+        if "Traceback" in ended.said or ended.status not in (0, 2):
+            return f"status {ended.status}: {ended.said[-300:]}"
+        if ended.status == 2:
+            said = ended.said.strip().splitlines()[-1]
+            if not said.startswith("error: ") or not _names(said, path):
+                return f"it says {said}"
+            return ""
+    return "" if lab.results(at) == lab.expected else "other results, and nothing said"
+
+
+def _names(line: str, path: Path) -> bool:
+    return any(str(parent) in line for parent in (path, *list(path.parents)[:3]))
+
+
+def full_disks(lab: Lab, number: int) -> list[Trial]:
+    """Lets no file grow beyond a random size; then there is space again."""
+    trials = []
+    for _ in range(number):
+        at, most = lab.new(), int(10 ** lab.numbers.uniform(1, 5))
+
+        def fill(most: int = most) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+        ended = lab.train(at, prepare=fill)
+        wrong = _one_line(ended) or lab.is_whole(at)
+        trials.append(Trial("full disk", not wrong, f"{most} bytes a file {wrong}"))
+        _tell(wrong, [f"full disk, {most} bytes a file"])
+        shutil.rmtree(at)
+    return trials
+
+
+def _one_line(ended: Ended) -> str:
+    if ended.status == 0:
+        return ""
+    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    right = ended.status == 2 and len(errors) == 1 and "Traceback" not in ended.said
+    return "" if right else f"status {ended.status}: {ended.said[-300:]}"
+
+
+def read_only_folders(lab: Lab, number: int) -> list[Trial]:
+    """Takes away the right to write into one of a run's folders; then gives it back."""
+    trials = []
+    for _ in range(number):
+        at = lab.new()
+        lab.train(at, kill_after_seconds=lab.numbers.uniform(0.3, 1) * lab.reference.ended.seconds)
+        folders = [at, *(path for path in at.rglob("*") if path.is_dir())]
+        folder = lab.numbers.choice([path for path in folders if not path.is_symlink()])
+        folder.chmod(0o555)
+        ended = lab.train(at, prepare=_give_up_roots_rights)
+        folder.chmod(0o755)
+        wrong = _one_line(ended) or lab.is_whole(at)
+        trials.append(Trial("read-only folder", not wrong, f"{folder} {wrong}"))
+        _tell(wrong, [f"read-only {folder.relative_to(at)}"])
+        shutil.rmtree(at)
+    return trials
+
+
+def _give_up_roots_rights() -> None:
+    """Makes permissions hold for root as well (CAP_DAC_OVERRIDE out of the effective set)."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, data) == 0
+    for at in (0, 1):  # effective, permitted
+        data[at] &= ~(1 << 1)
+    assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
+
+
+def jumping_clocks(lab: Lab, number: int) -> list[Trial]:
+    """Trains while the clock jumps by years, with files of any age; killed once on the way."""
+    trials = []
+    for _ in range(number):
+        at = lab.new()
+        jump = partial(_let_the_clock_jump, lab.numbers.random(), time.time)
+        lab.train(at, prepare=jump, kill_after_seconds=0.8 * lab.reference.ended.seconds)
+        for path in at.rglob("*"):
+            age = lab.numbers.uniform(-1e8, 1e8)
+            os.utime(path, (time.time() + age, time.time() - age), follow_symlinks=False)
+        ended = lab.train(at, prepare=jump)
+        wrong = "" if ended.status == 0 else ended.said[-300:]
+        wrong = wrong or lab.is_whole(at)
+        trials.append(Trial("clock that jumps", not wrong, wrong))
+        _tell(wrong, ["clock that jumps"])
+        shutil.rmtree(at)
+    return trials
+
+
+def _let_the_clock_jump(seed: float, now: Callable[[], float]) -> None:
+    jumps = random.Random(seed)
+    time.time = lambda: now() + jumps.uniform(-1e8, 1e8)
+    time.time_ns = lambda: int(1e9 * time.time())
+
+
+def two_runs(lab: Lab, number: int) -> list[Trial]:
+    """Starts two trainings in one folder, one a little after the other."""
+    trials = []
+    for _ in range(number):
+        at = lab.new()
+        outs = [at / "one", at / "two"]
+
+        def main(at: Path = at) -> int:
+            return tiny.train(at, "--name", "tiny", train__epochs=EPOCHS)
+
+        children = []
+        for out in outs:
+            children.append(lab.fork(main, out))
+            time.sleep(lab.numbers.uniform(0, 0.7) * lab.reference.ended.seconds)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        said = " ".join(out.read_text() for out in outs)
+        refused = "another process is training" in said or "holds this run already" in said
+        wrong = "" if sorted(ends) == [0, 2] and refused else f"{ends}: {said[-300:]}"
+        wrong = wrong or lab.is_whole(at)
+        trials.append(Trial("two runs in a folder", not wrong, wrong))
+        _tell(wrong, ["two runs in a folder"])
+        shutil.rmtree(at)
+    return trials
+
+
+def lost_peers(lab: Lab, number: int) -> list[Trial]:
+    """Kills one of two processes that train together; the other must leave, and both go on."""
+    trials = []
+    (alone := lab.new()).joinpath("whole").touch()
+    assert [status for status, *_ in peers.end(peers.start(alone, 2, *PEERS))] == [0, 0]
+    for _ in range(number):
+        at, lost = lab.new(), lab.numbers.randrange(2)
+        started = peers.start(at, 2, *PEERS)
+        peers.wait_for(lab.run_of(at).config_file)
+        time.sleep(lab.numbers.uniform(0, 2))
+        started[lost].kill()
+        begun = time.monotonic()
+        ends, seconds = peers.end(started), time.monotonic() - begun
+        status, _, errors = ends[1 - lost]
+        wrong = "" if status == 0 or "lost" in errors else f"status {status}: {errors[-300:]}"
+        if seconds > LOST_SECONDS + 10:
+            wrong = f"the other one stayed for {seconds:.0f} s"
+        again = peers.end(peers.start(at, 2, *PEERS, "--resume"))
+        if [status for status, *_ in again] != [0, 0]:
+            wrong = wrong or f"it cannot be resumed: {again}"
+        elif peers.digests(lab.run_of(at)) != peers.digests(lab.run_of(alone)):
+            wrong = wrong or "other results"
+        trials.append(Trial("lost one of two processes", not wrong, wrong))
+        _tell(wrong, [f"lost process {lost}"])
+        shutil.rmtree(at)
+    return trials
+
+
+PEERS = ("--train.epochs", "30")
+
+
+def _tell(wrong: str, what: Sequence[str]) -> None:
+    if wrong:
+        print(f"LOST: {'; '.join(what)}: {wrong}", file=sys.stderr, flush=True)
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """Returns a Markdown table: tried, survived, lost."""
+    lines = ["| | tried | survived | lost |", "|---|---|---|---|"]
+    for kind in dict.fromkeys(trial.kind for trial in trials):
+        own = [trial.survived for trial in trials if trial.kind == kind]
+        lines.append(f"| {kind} | {len(own)} | {sum(own)} | {len(own) - sum(own)} |")
+    return "\n".join(lines)
+
+
+KINDS: dict[str, tuple[Callable[[Lab, int], list[Trial]], int, int]] = {
+    "kills": (kills, 4, 100),  # in the short form, and in the long
+    "kills-elsewhere": (kills_elsewhere, 2, 40),
+    "damages": (damages, len(DAMAGED), 20 * len(DAMAGED)),
+    "full-disks": (full_disks, 1, 20),
+    "read-only": (read_only_folders, 1, 20),
+    "clocks": (jumping_clocks, 1, 10),
+    "two-runs": (two_runs, 1, 10),
+    "lost-peers": (lost_peers, 0, 6),  # the suite has two of its own
+}
+
+
+def main() -> int:
+    """Runs the trials; returns 1 if one was lost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="a few of each kind")
+    parser.add_argument("--only", choices=KINDS, help="one kind")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    begun, trials = time.monotonic(), []
+    kernels = default_cache_dir() / "kernels"
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder, "xdg", "bilstm_attn", "kernels")
+        own.mkdir(parents=True)
+        for library in kernels.glob("*"):  # what is built already need not be built again
+            shutil.copy(library, own)
+        lab = Lab(Path(folder), given.seed)
+        for name, (kind, short, long) in KINDS.items():
+            if given.only in (None, name):
+                trials += kind(lab, short if given.short else long)
+                print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    print(table(trials))
+    return int(not all(trial.survived for trial in trials))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
