@@ -163,6 +163,21 @@ class Checkpoints:
         """Returns the steps of which there is a checkpoint, rising."""
         return from_first(lambda: sorted(self._opened.all_steps()))
 
+    def rewind(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, damaged or not, which will be saved again.
+
+        Raises:
+          UserError: one cannot be deleted.
+        """
+
+        def delete() -> None:
+            for later in self._opened.all_steps():
+                if later > step:
+                    with saving(self.folder / str(later)):
+                        self._opened.delete(later)
+
+        from_first(delete)
+
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves `state`, a tree of arrays, and `record`, plain JSON, as those of `step`.
 

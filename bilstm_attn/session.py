@@ -137,9 +137,11 @@ def run_training(
 def _require_same_program(config: Config, resume: bool, seeds: int, log_every_steps: int) -> None:
     """Raises a `UserError` in every process unless all of them run the same."""
     fields = {f"config field {name}": value for name, value in fields_of(config).items()}
-    versions = describe_environment([], "")["versions"]
+    here = describe_environment([], "")
+    versions = {f"version of {name}": version for name, version in here["versions"].items()}
+    program = {"python": here["python"], "git revision": here["git_revision"]}
     flags = {"--resume": resume, "--seeds": seeds, "--log-every-steps": log_every_steps}
-    require_same(**fields, **{f"version of {name}": v for name, v in versions.items()}, **flags)
+    require_same(**fields, **versions, **program, **flags)
 
 
 def _check(folders: Sequence[Run], configs: Sequence[Config], resume: bool) -> None:

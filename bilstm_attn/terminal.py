@@ -83,10 +83,10 @@ class Show:
 
             yield Drawn()
 
-    def epoch(self, record: dict[str, Any], split: str) -> None:
+    def epoch(self, record: dict[str, Any], split: str, prefix: str = "") -> None:
         """Prints the line of an epoch."""
         self.say(
-            f"epoch {record['epoch']}  train loss {record['train_loss']:.4f} "
+            f"{prefix}epoch {record['epoch']}  train loss {record['train_loss']:.4f} "
             f"accuracy {percent(record['train_accuracy'])}  "
             f"{split} loss {record[f'{split}_loss']:.4f} "
             f"accuracy {percent(record[f'{split}_accuracy'])}  "

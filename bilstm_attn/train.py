@@ -242,6 +242,7 @@ def train(
         for at, (member, record) in enumerate(zip(members, records, strict=True)):
             member.epochs, pending = record["epochs"], record["pending"]
             member.run.rewind(step, pending[0][0] - 1 if pending else step)
+            member.checkpoints.rewind(step)
             place = () if len(members) == 1 else (at,)
             logs.append(StepLog(member.run, log_every_steps, pending, place))
         to_run = {
@@ -289,7 +290,8 @@ def train(
                 _end_epoch(member, own, logits_of, seconds, mesh, show)
             _save(members, step, state, [[] for _ in members], 0.0)
             for member in members:
-                show.epoch(member.epochs[-1], config.train.each_epoch)
+                prefix = f"seed {member.config.seed}  " if len(members) > 1 else ""
+                show.epoch(member.epochs[-1], config.train.each_epoch, prefix)
             if epoch + 1 < config.train.epochs and (stop := _told_to_stop(stops)):
                 raise Interrupted(step, stop)
 

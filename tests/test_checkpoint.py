@@ -102,6 +102,14 @@ def test_newest_checkpoint_up_to_a_step_comes_back(two_steps):
     assert same(restored, state(4))
 
 
+def test_rewound_checkpoints_can_be_saved_again(own):
+    with Checkpoints(own) as checkpoints:
+        checkpoints.rewind(4)
+        assert checkpoints.steps() == [4]
+        checkpoints.save(5, state(5), {})  # before 7, which was there
+    assert same(restore(own)[0][0], state(5))
+
+
 def test_only_the_newest_two_are_kept(own):
     with Checkpoints(own) as checkpoints:
         checkpoints.save(9, state(9), {})

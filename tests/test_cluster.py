@@ -3,6 +3,7 @@
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from peers import end, losses, start, wait_for
@@ -11,18 +12,20 @@ from tiny import tiny_run, train
 from bilstm_attn import cluster
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_what_one_with_as_many_devices_does(empty, processes):
-    ended = end(start(empty, processes))
-    assert [status for status, *_ in ended] == [0] * processes, ended
-    assert "held-out accuracy" in ended[0][1]
-    assert not any("accuracy" in out for _, out, _ in ended[1:])  # the first alone prints
-    assert train(empty, "--name", "alone", "--devices", processes) == 0
-    together, alone = tiny_run(empty), tiny_run(empty, "alone")
-    # Sums over processes have another order: a rounding or two of float32, through 12 steps.
+def same_to_rounding(together: Run, alone: Run) -> None:
+    # Sums over processes have another order: a rounding or two of float32 a step.
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
     assert [r["step"] for r in together.records()] == [r["step"] for r in alone.records()]
-    assert together.model.is_file()
+
+
+def test_four_processes_train_what_one_with_four_devices_does(empty):
+    ended = end(start(empty, 4))
+    assert [status for status, *_ in ended] == [0] * 4, ended
+    assert "held-out accuracy" in ended[0][1]
+    assert not any("accuracy" in out for _, out, _ in ended[1:])  # the first alone prints
+    assert train(empty, "--name", "alone", "--devices", 4) == 0
+    same_to_rounding(tiny_run(empty), tiny_run(empty, "alone"))
+    assert tiny_run(empty).model.is_file()
 
 
 def test_process_of_another_recipe_is_named_and_refused(empty):
@@ -33,11 +36,12 @@ def test_process_of_another_recipe_is_named_and_refused(empty):
     assert not (empty / "runs").exists()
 
 
-EPOCHS = ["--train.epochs", "30"]  # long enough to be interrupted
+EPOCHS = 16  # long enough to be interrupted
 
 
-def test_lost_process_stops_the_other_and_a_restart_goes_on_to_the_same_bits(empty):
-    started = start(empty, 2, *EPOCHS)
+def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
+    epochs = ["--train.epochs", EPOCHS]
+    started = start(empty, 2, *epochs)
     wait_for(tiny_run(empty).checkpoints / "6")
     started[1].kill()
     begun = time.monotonic()
@@ -46,16 +50,58 @@ def test_lost_process_stops_the_other_and_a_restart_goes_on_to_the_same_bits(emp
     assert status == 2
     assert "error: another process of this training was lost" in errors
     # Again, and one of them is told to stop: both save and leave.
-    started = start(empty, 2, *EPOCHS, "--resume")
+    started = start(empty, 2, *epochs, "--resume")
     wait_for(tiny_run(empty).checkpoints / "30")
     started[1].send_signal(signal.SIGTERM)
     stopped = end(started)
     assert [status for status, *_ in stopped] == [143, 143], stopped
     # What two processes wrote, one goes on from.
-    assert train(empty, "--name", "tiny", "--resume", "--devices", 2, train__epochs=30) == 0
-    assert train(empty, "--name", "alone", "--devices", 2, train__epochs=30) == 0
-    np.testing.assert_allclose(losses(tiny_run(empty)), losses(tiny_run(empty, "alone")), rtol=1e-3)
+    rest = ["--devices", 2, *epochs]
+    assert train(empty, "--name", "tiny", "--resume", *rest) == 0
+    assert train(empty, "--name", "alone", *rest) == 0
+    same_to_rounding(tiny_run(empty), tiny_run(empty, "alone"))
 
 
-def test_restart_of_all_processes_goes_on_to_the_same_bits(empty):
-    assert train(empty, "--name", "alone", "--devices", 2) == 0
+# What does not come together
+
+
+def answer_of(coordinator: str, monkeypatch) -> str:
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.1)
+    return error_of(cluster.join, coordinator, 2, 1)
+
+
+def test_address_that_no_one_answers_is_an_error_in_time(monkeypatch):
+    says = answer_of(f"127.0.0.1:{free_port()}", monkeypatch)
+    assert says.startswith("no one answers at the coordinator's address 127.0.0.1:")
+    assert "after 0.1 s" in says
+    assert "no one answers" in answer_of("no.such.host.invalid:80", monkeypatch)
+
+
+@pytest.mark.parametrize("coordinator", ["127.0.0.1", ":80", "host:", "host:http", "host:70000"])
+def test_address_that_is_none_is_an_error(coordinator, monkeypatch):
+    assert "--coordinator must be HOST:PORT, got" in answer_of(coordinator, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"distributed": True, "coordinator": "host:80"}, "go together"),
+        ({"coordinator": "host:80", "processes": 2, "process_id": 0}, "with --distributed"),
+        (
+            {"distributed": True, "coordinator": "host:80", "processes": 2, "process_id": 2},
+            "--process-id must be at least 0 and below --processes, got 2 of 2",
+        ),
+    ],
+)
+def test_processes_half_said_are_an_error(fields, says):
+    assert says in error_of(Processes, **fields)
+
+
+def test_no_cluster_to_be_found_is_an_error(monkeypatch):
+    def initialize(**given):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    says = error_of(cluster.join, None, None, None)
+    assert "the processes did not come together (coordinator_address should be defined.)" in says
+    assert "give --coordinator HOST:PORT, --processes N and --process-id" in says

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import trained
+from tiny import script, trained
 
+from bilstm_attn import session, verify
 from bilstm_attn.checkpoint import digest, load_model
 from bilstm_attn.config import Config, fields_of, from_json
 from bilstm_attn.data.batches import Examples, Part, plan_epoch, read_batch
@@ -25,6 +26,8 @@ settings.register_profile("suite", max_examples=100, deadline=None, database=Non
 settings.register_profile("long", max_examples=200_000, deadline=None, database=None)
 settings.load_profile("suite")
 same_function = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+train_script = script("train")
 
 texts = st.text() | st.text(alphabet=SEPARATORS + string.ascii_letters + " 'İßﬁ\x00\u2028")
 
@@ -118,6 +121,27 @@ def test_saved_config_with_any_change_is_one_or_an_error(changes):
 def test_config_that_is_something_else_is_an_error(text):
     with pytest.raises(UserError, match=r"config\.json"):
         from_json(text, "config.json")
+
+
+flags = st.sampled_from(
+    [f"--{name.replace('_', '-')}" for name in fields_of(Config())]
+    + ["--seeds", "--devices", "--resume", "--backend", "--distributed", "--processes", "--cache"]
+)
+words = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().map(str)
+
+
+@settings(max_examples=settings.default.max_examples // 5)  # 20 ms each
+@given(recipe=st.sampled_from(["quickstart", "best"]) | st.text(), rest=st.lists(words, max_size=4))
+def test_command_line_is_understood_or_refused_in_one_line(recipe, rest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "run_training", lambda *given, **more: 0)
+        patch.setattr(verify, "run_verification", lambda *given: 0)
+        try:
+            assert train_script(recipe, *rest) == 0
+        except UserError as error:
+            assert "\n" not in str(error)
+        except SystemExit as leaving:  # --help
+            assert leaving.code in (0, None)
 
 
 # Files

@@ -118,6 +118,8 @@ def test_damaged_checkpoint_falls_back_and_reaches_the_same_bits(own, done, caps
     assert "resuming at step 6" in caught.out
     assert "Traceback" not in caught.err
     same_but_for_time(tiny_run(own), tiny_run(done))
+    assert train(own, "--name", "tiny", "--resume") == 0  # it was saved again, whole
+    assert "resuming at step 12" in capsys.readouterr().out
 
 
 def test_checkpoints_all_damaged_are_one_error_and_the_model_stays(own):
@@ -128,6 +130,16 @@ def test_checkpoints_all_damaged_are_one_error_and_the_model_stays(own):
     message = error_of(train, own, "--name", "tiny", "--resume")
     assert message.startswith(f"every checkpoint in {run.checkpoints} is damaged")
     assert (run.model.read_bytes(), run.metrics_file.read_bytes()) == (model, metrics)
+
+
+def test_checkpoint_of_another_model_is_named_and_not_read(own, empty):
+    assert train(empty, "--name", "other", model__hidden_size=2) == 0
+    run = tiny_run(own)
+    shutil.rmtree(run.checkpoints)
+    shutil.copytree(tiny_run(empty, "other").checkpoints, run.checkpoints)
+    says = error_of(train, own, "--name", "tiny", "--resume")
+    assert "holds checkpoints of another config (name 'other' there, 'tiny' here; model.hid" in says
+    assert "model.hidden_size 2 there, 3 here)" in says
 
 
 @pytest.mark.parametrize(

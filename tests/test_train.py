@@ -21,6 +21,7 @@ from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place
 from bilstm_attn.train_step import initial_state, make_gradient, make_train_step
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
+LARGE = dataclasses.replace(DATA, batch_size=16)  # for up to eight devices
 ONE_LENGTH = dataclasses.replace(DATA, bucket_edges=())
 STEPS = 6
 ADAM = make_optimizer(OptimConfig(learning_rate=0.01), STEPS)
@@ -62,7 +63,7 @@ EXAMPLES = random_examples()
 
 @cache
 def steps_on(devices, name="whole", objective="cross_entropy"):
-    (model, optimizer), mesh = MADE[name], make_mesh(DATA.group_size, devices)
+    (model, optimizer), mesh = MADE[name], make_mesh(LARGE.group_size, devices)
     return mesh, make_train_step(model, OBJECTIVES[objective](), optimizer, mesh)
 
 
@@ -93,25 +94,26 @@ def first_batches(data, seed=0):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_device_equals_several_for_every_objective(objective):
-    assert_devices_agree(objective=objective)
+    for devices in (2, 4, 8):
+        assert_devices_agree(devices, objective=objective, batches=first_batches(LARGE))
 
 
 @every_entry
 def test_one_device_equals_several_for_every_entry(name):
-    assert_devices_agree(name=name, batches=first_batches(ONE_LENGTH))
+    assert_devices_agree(4, name=name, batches=first_batches(ONE_LENGTH))
 
 
-def assert_devices_agree(**given):
+def assert_devices_agree(devices, **given):
     one, of_one = train_on(1, **given)
-    four, of_four = train_on(4, **given)
+    several, of_several = train_on(devices, **given)
     # Sums over devices are added in another order: float32 rounding, through 6 steps.
     for name in ("params", "sums"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6, rtol=5e-6),
             getattr(one, name),
-            getattr(four, name),
+            getattr(several, name),
         )
-    np.testing.assert_allclose(of_one, of_four, rtol=1e-5)
+    np.testing.assert_allclose(of_one, of_several, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")

@@ -10,6 +10,8 @@ says so in one line. Anything else is lost, and the status is 1.
 import argparse
 import contextlib
 import ctypes
+import fcntl
+import hashlib
 import json
 import os
 import random
@@ -29,13 +31,16 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import jax
+import matplotlib.pyplot  # noqa: F401  like the next two: what every trial would import
 import peers
 import tiny
-from orbax import checkpoint as _orbax  # noqa: F401  what every trial would import
+import tyro  # noqa: F401
+from orbax import checkpoint as _orbax  # noqa: F401
 
 from bilstm_attn import backend, predict, session, verify  # noqa: F401
 from bilstm_attn.cluster import LOST_SECONDS
-from bilstm_attn.data.cache import default_cache_dir
+from bilstm_attn.data.sources import Imdb
+from bilstm_attn.kernels import native
 from bilstm_attn.run import Run
 from bilstm_attn.terminal import status_of
 
@@ -65,10 +70,13 @@ class Trial(NamedTuple):
 class Lab:
     """A folder with prepared data, and a run in it that nothing has happened to."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, data_dir: Path):
         self.folder, self.numbers = folder, random.Random(seed)
+        self.data_dir = data_dir
+        self.writes = folder / "writes"  # how many the last process was about to make
         os.environ["XDG_CACHE_HOME"] = str(folder / "xdg")
         self.cache = tiny.write_cache(folder / "cache").parent
+        self.finish(self.new())  # what is built and compiled once
         self.reference = self.finish(self.new())
         run = self.run_of(self.reference.at)
         self.expected = self.results(self.reference.at)
@@ -138,40 +146,55 @@ class Lab:
         kill_at_write: int | None = None,
     ) -> Ended:
         """Returns how a forked process ended that ran `main`, after `prepare`."""
-        out, begun = self.folder / "out", time.monotonic()
-        child = self.fork(main, out, prepare, kill_at_write)
-        until = begun + (SECONDS if kill_after_seconds is None else kill_after_seconds)
+        return self.end(self.fork(main, prepare, kill_at_write), kill_after_seconds)
+
+    def end(self, started: "Lab.Started", kill_after_seconds: float | None = None) -> Ended:
+        """Waits for a process, or kills it."""
+        until = started.begun + (SECONDS if kill_after_seconds is None else kill_after_seconds)
         while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
+            pid, status = os.waitpid(started.child, os.WNOHANG)
             if pid:
                 break
             if time.monotonic() > until:
-                os.kill(child, signal.SIGKILL)
+                os.kill(started.child, signal.SIGKILL)
             time.sleep(0.005)
-        seconds, said = time.monotonic() - begun, out.read_text(errors="replace")
-        writes = out.with_suffix(".writes")
-        count = int(writes.read_text() or 0) if writes.exists() else 0
-        return Ended(os.waitstatus_to_exitcode(status), said, seconds, count)
+        seconds, said = time.monotonic() - started.begun, b""
+        os.set_blocking(started.out, False)
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(started.out, 1 << 16):
+                said += piece
+        os.close(started.out)
+        count = int(self.writes.read_text() or 0) if self.writes.exists() else 0
+        return Ended(os.waitstatus_to_exitcode(status), said.decode(), seconds, count)
+
+    class Started(NamedTuple):
+        """A process: its number, where it says what it has to say, and when it began."""
+
+        child: int
+        out: int
+        begun: float
 
     def fork(
         self,
         main: Callable[[], int],
-        out: Path,
         prepare: Callable[[], object] = lambda: None,
         kill_at_write: int | None = None,
-    ) -> int:
-        """Starts a process that runs `main` and says what it has to say in the file `out`."""
-        child = os.fork()
+    ) -> "Lab.Started":
+        """Starts a process that runs `main` after `prepare`."""
+        out, sink = os.pipe()  # not a file: a disk may be full
+        fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, 1 << 20)
+        begun, child = time.monotonic(), os.fork()
         if child:
-            return child
+            os.close(sink)
+            return self.Started(child, out, begun)
         status = 1
         try:
-            sink = os.open(out, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             for stream in (1, 2):
                 os.dup2(sink, stream)
+            os.close(sink)
             jax.config.update("jax_num_cpu_devices", 2)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-            counted = os.open(out.with_suffix(".writes"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            counted = os.open(self.writes, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             _watch_writes(kill_at_write, counted)
             prepare()
             status = status_of(main) or 0
@@ -213,7 +236,7 @@ def kills(lab: Lab, number: int) -> list[Trial]:
         at, chain = lab.new(), []
         for _ in range(min(lab.numbers.randint(1, 6), number - len(trials))):
             if lab.numbers.random() < 0.5:
-                seconds = lab.numbers.uniform(0, lab.reference.ended.seconds)
+                seconds = lab.numbers.uniform(0.3, 1) * lab.reference.ended.seconds
                 ended = lab.train(at, kill_after_seconds=seconds)
                 moment = f"after {seconds:.2f} s"
             else:
@@ -323,25 +346,54 @@ def _damage(path: Path, numbers: random.Random) -> str:
 
 def _notice(lab: Lab, at: Path, path: Path) -> str:
     """Returns what is wrong with how damage is met: it must be told, or make no difference."""
-    ends = [lab.train(at)]
+    ended = lab.train(at)
     if path.name == "model.safetensors":  # what uses it before it is written anew
         shutil.rmtree(at / "runs")
         shutil.copytree(lab.reference.at / "runs", at / "runs")
         _damage(lab.run_of(at).model, lab.numbers)
-        ends = [lab.evaluate(at)]
-    for ended in ends:
-        if "Traceback" in ended.said or ended.status not in (0, 2):
-            return f"status {ended.status}: {ended.said[-300:]}"
-        if ended.status == 2:
-            said = ended.said.strip().splitlines()[-1]
-            if not said.startswith("error: ") or not _names(said, path):
-                return f"it says {said}"
-            return ""
-    return "" if lab.results(at) == lab.expected else "other results, and nothing said"
+        ended = lab.evaluate(at)
+    if "Traceback" in ended.said or ended.status not in (0, 2):
+        return f"status {ended.status}: {ended.said[-300:]}"
+    if ended.status == 2:
+        said = ended.said.strip().splitlines()[-1]
+        return "" if said.startswith("error: ") and _names(said, path) else f"it says {said}"
+    results = lab.results(at)
+    if path.name == "model.safetensors":  # a changed blank in it changes nothing
+        right = results is not None and results[-1] == lab.expected[-1]
+    else:
+        right = results == lab.expected
+    return "" if right else "other results, and nothing said"
 
 
 def _names(line: str, path: Path) -> bool:
     return any(str(parent) in line for parent in (path, *list(path.parents)[:3]))
+
+
+def damaged_data_sets(lab: Lab, number: int) -> list[Trial]:
+    """Flips a bit of, or cuts, one file of a data set that tensorflow-datasets prepared."""
+    trials = []
+
+    def read(folder: Path) -> int:
+        source = Imdb(data_dir=folder)
+        texts = (f"{label} {text}" for text, label in source.read("test"))
+        print("digest", hashlib.sha256("\n".join(texts).encode()).hexdigest())
+        return 0
+
+    expected = lab.process(lambda: read(lab.data_dir)).said.split()[-1]
+    for _ in range(number):
+        at = Path(tempfile.mkdtemp(dir=lab.folder))
+        shutil.copytree(lab.data_dir / "imdb_reviews", at / "imdb_reviews")
+        files = [path for path in at.rglob("*") if path.is_file() and "unsup" not in path.name]
+        path = lab.numbers.choice([path for path in files if "-train." not in path.name])
+        about = f"{path.name} {_damage(path, lab.numbers)}"
+        ended = lab.process(partial(read, at))
+        wrong = _one_line(ended)
+        if ended.status == 0 and ended.said.split()[-1] != expected:
+            wrong = "other texts, and nothing said"
+        trials.append(Trial("damaged prepared data set", not wrong, about))
+        _tell(wrong, [about])
+        shutil.rmtree(at)
+    return trials
 
 
 def full_disks(lab: Lab, number: int) -> list[Trial]:
@@ -430,19 +482,17 @@ def two_runs(lab: Lab, number: int) -> list[Trial]:
     trials = []
     for _ in range(number):
         at = lab.new()
-        outs = [at / "one", at / "two"]
 
         def main(at: Path = at) -> int:
             return tiny.train(at, "--name", "tiny", train__epochs=EPOCHS)
 
-        children = []
-        for out in outs:
-            children.append(lab.fork(main, out))
-            time.sleep(lab.numbers.uniform(0, 0.7) * lab.reference.ended.seconds)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        said = " ".join(out.read_text() for out in outs)
+        one = lab.fork(main)
+        time.sleep(lab.numbers.uniform(0, 0.7) * lab.reference.ended.seconds)
+        ends = [lab.end(started) for started in (one, lab.fork(main))]
+        said = " ".join(ended.said for ended in ends)
         refused = "another process is training" in said or "holds this run already" in said
-        wrong = "" if sorted(ends) == [0, 2] and refused else f"{ends}: {said[-300:]}"
+        right = sorted(ended.status for ended in ends) == [0, 2] and refused
+        wrong = "" if right else f"{ends}"
         wrong = wrong or lab.is_whole(at)
         trials.append(Trial("two runs in a folder", not wrong, wrong))
         _tell(wrong, ["two runs in a folder"])
@@ -452,8 +502,7 @@ def two_runs(lab: Lab, number: int) -> list[Trial]:
 
 def lost_peers(lab: Lab, number: int) -> list[Trial]:
     """Kills one of two processes that train together; the other must leave, and both go on."""
-    trials = []
-    (alone := lab.new()).joinpath("whole").touch()
+    trials, alone = [], lab.new()
     assert [status for status, *_ in peers.end(peers.start(alone, 2, *PEERS))] == [0, 0]
     for _ in range(number):
         at, lost = lab.new(), lab.numbers.randrange(2)
@@ -497,10 +546,11 @@ def table(trials: Sequence[Trial]) -> str:
 
 KINDS: dict[str, tuple[Callable[[Lab, int], list[Trial]], int, int]] = {
     "kills": (kills, 4, 100),  # in the short form, and in the long
-    "kills-elsewhere": (kills_elsewhere, 2, 40),
-    "damages": (damages, len(DAMAGED), 20 * len(DAMAGED)),
-    "full-disks": (full_disks, 1, 20),
-    "read-only": (read_only_folders, 1, 20),
+    "kills-elsewhere": (kills_elsewhere, 2, 30),
+    "damages": (damages, len(DAMAGED), 10 * len(DAMAGED)),
+    "damaged-data-sets": (damaged_data_sets, 0, 20),
+    "full-disks": (full_disks, 1, 15),
+    "read-only": (read_only_folders, 1, 15),
     "clocks": (jumping_clocks, 1, 10),
     "two-runs": (two_runs, 1, 10),
     "lost-peers": (lost_peers, 0, 6),  # the suite has two of its own
@@ -513,18 +563,21 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few of each kind")
     parser.add_argument("--only", choices=KINDS, help="one kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("~/tensorflow_datasets").expanduser(),
+        help="where the long form finds a prepared IMDB",
+    )
     given = parser.parse_args()
     begun, trials = time.monotonic(), []
-    kernels = default_cache_dir() / "kernels"
+    native.FLAGS = ("-O0", "-std=c++17", "-shared", "-fPIC")  # soon built
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder, "xdg", "bilstm_attn", "kernels")
-        own.mkdir(parents=True)
-        for library in kernels.glob("*"):  # what is built already need not be built again
-            shutil.copy(library, own)
-        lab = Lab(Path(folder), given.seed)
+        lab = Lab(Path(folder), given.seed, given.data_dir)
         for name, (kind, short, long) in KINDS.items():
-            if given.only in (None, name):
-                trials += kind(lab, short if given.short else long)
+            number = short if given.short else long
+            if number and given.only in (None, name):
+                trials += kind(lab, number)
                 print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     print(table(trials))
     return int(not all(trial.survived for trial in trials))
