@@ -39,7 +39,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
       UserError: there is no such cluster, or someone did not come within `JOIN_SECONDS`.
     """
     if coordinator is not None:
-        _require_answer(coordinator, listening=process_id == 0)
+        meet(coordinator, processes or 1, process_id or 0)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the training's
     try:
         jax.distributed.initialize(
@@ -61,24 +61,101 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         raise UserError(f"the processes did not come together ({reason}); {advice}") from None
 
 
-def _require_answer(coordinator: str, *, listening: bool) -> None:
-    """Raises a `UserError` unless the coordinator, another process, takes a connection in time."""
+def meet(coordinator: str, processes: int, process_id: int) -> None:
+    """Returns when all processes have come to process 0, at the coordinator's address.
+
+    Without it they would meet in jax's own service, which ends a process that waits in vain without
+    a word to Python. That takes over the address afterwards.
+
+    Raises:
+      UserError: someone did not come within `JOIN_SECONDS`, or is another one than expected.
+    """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
     until = time.monotonic() + JOIN_SECONDS
-    while not listening:
+    if process_id > 0:
+        about = {"processes": processes, "process_id": process_id}
+        _call_on(host.strip("[]"), int(port), about, until)
+        return
+    with contextlib.ExitStack() as stack:
+        callers: list[socket.socket] = []
+        come, error = {0}, ""
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
-            return
+            server = stack.enter_context(socket.create_server(("", int(port))))
+            while len(come) < processes:
+                caller = stack.enter_context(_accept(server, until))
+                about = _read_line(caller)
+                if "process_id" not in about:
+                    continue  # whoever that was
+                callers.append(caller)
+                number = about["process_id"]
+                if about.get("processes") != processes or number in come:
+                    raise UserError(
+                        f"a process says that it is number {number} of {about.get('processes')}, "
+                        f"when {sorted(come)} of {processes} have come; give each its own "
+                        "--process-id, and all the same --processes"
+                    )
+                come.add(number)
+        except TimeoutError:
+            missing = sorted(set(range(processes)) - come)
+            error = (
+                f"processes {', '.join(map(str, missing))} of {processes} have not come within "
+                f"{JOIN_SECONDS} s; start all of them within that time"
+            )
+        except UserError as wrong:
+            error = str(wrong)
+        except OSError as wrong:
+            error = f"process 0 cannot listen at port {port} ({wrong}); give --coordinator another"
+        for caller in callers:
+            with contextlib.suppress(OSError):
+                caller.sendall(json.dumps({"error": error}).encode() + b"\n")
+        if error:
+            raise UserError(error)
+
+
+def _accept(server: socket.socket, until: float) -> socket.socket:
+    """Returns the next connection; raises a `TimeoutError` if none comes in time."""
+    server.settimeout(max(until - time.monotonic(), 0.001))
+    caller, _ = server.accept()
+    caller.settimeout(5)  # whoever does not speak at once is no process of ours
+    return caller
+
+
+def _read_line(connection: socket.socket) -> dict[str, Any]:
+    """Returns the JSON object that comes as a line; an empty one if something else does."""
+    try:
+        with connection.makefile("rb") as file:
+            return dict(json.loads(file.readline(1 << 16)))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _call_on(host: str, port: int, about: dict[str, Any], until: float) -> None:
+    """Tells process 0 that this one has come; returns when it says that all have."""
+    while True:
+        try:
+            caller = socket.create_connection((host, port), timeout=JOIN_SECONDS)
+            break
         except OSError as error:
             if time.monotonic() > until:
                 raise UserError(
-                    f"no one answers at the coordinator's address {coordinator} after "
+                    f"no one answers at the coordinator's address {host}:{port} after "
                     f"{JOIN_SECONDS} s ({error.strerror or error}); start process 0 there, or mend "
                     "--coordinator"
                 ) from None
-            time.sleep(0.5)
+            time.sleep(0.2)
+    with caller:
+        caller.settimeout(JOIN_SECONDS + 5)  # process 0 may have come just now
+        caller.sendall(json.dumps(about).encode() + b"\n")
+        answer = _read_line(caller)
+    if "error" not in answer:
+        raise UserError(
+            f"what answers at the coordinator's address {host}:{port} is not process 0 of this "
+            "training; mend --coordinator"
+        )
+    if answer["error"]:
+        raise UserError(answer["error"])
 
 
 def is_first() -> bool:

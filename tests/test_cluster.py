@@ -1,15 +1,19 @@
 """Several processes: what one computes, agreement before the first step, and no hanging after."""
 
 import signal
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
-from peers import end, losses, start, wait_for
-from tiny import tiny_run, train
+from peers import end, free_port, losses, start, wait_for
+from tiny import error_of, tiny_run, train
 
 from bilstm_attn import cluster
+from bilstm_attn.process import Processes
+from bilstm_attn.run import Run
 
 
 def same_to_rounding(together: Run, alone: Run) -> None:
@@ -65,16 +69,57 @@ def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
 # What does not come together
 
 
-def answer_of(coordinator: str, monkeypatch) -> str:
-    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.1)
-    return error_of(cluster.join, coordinator, 2, 1)
+def answer_of(coordinator: str, monkeypatch, process_id: int = 1) -> str:
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
+    return error_of(cluster.join, coordinator, 3, process_id)
 
 
 def test_address_that_no_one_answers_is_an_error_in_time(monkeypatch):
     says = answer_of(f"127.0.0.1:{free_port()}", monkeypatch)
     assert says.startswith("no one answers at the coordinator's address 127.0.0.1:")
-    assert "after 0.1 s" in says
+    assert "after 0.5 s" in says
     assert "no one answers" in answer_of("no.such.host.invalid:80", monkeypatch)
+
+
+def greet_as_a_mail_server(server: socket.socket) -> None:
+    caller, _ = server.accept()
+    with caller:
+        caller.sendall(b"220 mail.example ready\n")
+        caller.recv(100)
+
+
+def test_address_where_something_else_answers_is_an_error(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(greet_as_a_mail_server, server)
+        says = answer_of(f"127.0.0.1:{server.getsockname()[1]}", monkeypatch)
+        answered.result()
+    assert "is not process 0 of this training; mend --coordinator" in says
+
+
+def test_process_0_names_those_that_do_not_come_and_all_are_told(monkeypatch):
+    coordinator = f"127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(answer_of, coordinator, monkeypatch, 0)
+        second = answer_of(coordinator, monkeypatch, 1)
+    assert first.result() == second
+    assert second.startswith("processes 2 of 3 have not come within 0.5 s")
+
+
+def test_two_processes_of_one_number_are_told_so(monkeypatch):
+    coordinator = f"127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(answer_of, coordinator, monkeypatch, at) for at in (0, 1)]
+        says = [answer_of(coordinator, monkeypatch, 1), *(other.result() for other in others)]
+    assert len(set(says)) == 1
+    assert says[0].startswith("a process says that it is number 1 of 3, when [0, 1] of 3 have come")
+
+
+def test_port_that_is_taken_is_an_error(monkeypatch):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        says = answer_of(f"127.0.0.1:{port}", monkeypatch, 0)
+    assert f"process 0 cannot listen at port {port} (" in says
+    assert "Address already in use" in says
 
 
 @pytest.mark.parametrize("coordinator", ["127.0.0.1", ":80", "host:", "host:http", "host:70000"])

@@ -1,10 +1,11 @@
 """Whatever people hand in: nothing but the documented errors.
 
-At length: `pytest tests/test_fuzz.py --hypothesis-profile long --hypothesis-show-statistics`.
+At length: `CASES=300000 pytest tests/test_fuzz.py --hypothesis-show-statistics`.
 """
 
 import dataclasses
 import json
+import os
 import string
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.predict import Predictor, predict_lines
 from bilstm_attn.text import SEPARATORS, clip, spans, tokenise
 
-settings.register_profile("suite", max_examples=100, deadline=None, database=None)
-settings.register_profile("long", max_examples=200_000, deadline=None, database=None)
-settings.load_profile("suite")
+CASES = int(os.environ.get("CASES", "100"))  # of each test
+settings.register_profile("here", max_examples=CASES, deadline=None, database=None)
+settings.load_profile("here")
 same_function = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 train_script = script("train")
@@ -130,7 +131,7 @@ flags = st.sampled_from(
 words = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().map(str)
 
 
-@settings(max_examples=settings.default.max_examples // 5)  # 20 ms each
+@settings(max_examples=CASES // 5)  # a slow one
 @given(recipe=st.sampled_from(["quickstart", "best"]) | st.text(), rest=st.lists(words, max_size=4))
 def test_command_line_is_understood_or_refused_in_one_line(recipe, rest):
     with pytest.MonkeyPatch.context() as patch:

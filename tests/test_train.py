@@ -94,7 +94,7 @@ def first_batches(data, seed=0):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_device_equals_several_for_every_objective(objective):
-    for devices in (2, 4, 8):
+    for devices in (2, 8):  # 4 with every entry, below
         assert_devices_agree(devices, objective=objective, batches=first_batches(LARGE))
 
 
