@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,13 +139,16 @@ class Checkpoints:
     def _open(self) -> None:
         with saving(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(
+                "*.orbax-checkpoint-tmp"
+            ):  # of a save that was killed
+                shutil.rmtree(unfinished)  # which orbax would try as well, and go on without
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     create=False,  # which orbax refuses where one process of several writes
                     preservation_policy=LatestN(KEPT),
                     enable_async_checkpointing=False,
-                    cleanup_tmp_directories=True,
                     multiprocessing_options=ALONE,
                 ),
             )

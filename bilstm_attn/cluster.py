@@ -86,10 +86,10 @@ def meet(coordinator: str, processes: int, process_id: int) -> None:
             while len(come) < processes:
                 caller = stack.enter_context(_accept(server, until))
                 about = _read_line(caller)
-                if "process_id" not in about:
+                number = about.get("process_id")
+                if not isinstance(number, int):
                     continue  # whoever that was
                 callers.append(caller)
-                number = about["process_id"]
                 if about.get("processes") != processes or number in come:
                     raise UserError(
                         f"a process says that it is number {number} of {about.get('processes')}, "

@@ -253,6 +253,17 @@ def test_folder_without_a_data_set_is_an_error(own, info):
     assert message.endswith("remove the folder and run again")
 
 
+@pytest.mark.parametrize(
+    ("name", "right"), [("dataset_info.json", "filepathTemplate"), ("features.json", "pythonClass")]
+)
+def test_damaged_description_of_a_data_set_is_an_error(own, name, right):
+    text = (own / name).read_text()
+    assert right in text
+    (own / name).write_text(text.replace(right, right.replace("p", "q")))
+    message = error_reading(Imdb(own.parents[2]))
+    assert message.startswith(f"{own} is no prepared data set: ")
+
+
 def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
     monkeypatch.setattr(imdb, "IMDB_SIZES", SIZES | {"test": 5})
     assert "'test': 5, 'unsupervised': 3}, but holds {" in error_reading(Imdb(prepared))

@@ -27,3 +27,9 @@ def test_loops_are_cuda_graphs_where_there_is_cuda_and_nobody_said_otherwise(
     monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: name == plugin or None)
     process.use_cuda_graphs()
     assert os.environ["XLA_FLAGS"] == after
+
+
+def test_same_bits_are_asked_for_beside_other_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    process.ask_for_same_bits()
+    assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_deterministic_ops=true"

@@ -178,10 +178,13 @@ def _open(folder: Path) -> Any:
                 "which needs TensorFlow to read; move it away, or give another --data-dir"
             )
         builder = tfds.builder_from_directory(folder)
-    except (OSError, ValueError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever damaged descriptions make tfds raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{folder} is no prepared data set: {info.name} cannot be read ({error}); "
-            "remove the folder and run again"
+            f"{folder} is no prepared data set: {info.name} or what lies beside it cannot be read "
+            f"({reason}); remove the folder and run again"
         ) from None
     sizes = {split: builder.info.splits[split].num_examples for split in builder.info.splits}
     if sizes != IMDB_SIZES:
@@ -208,9 +211,12 @@ def read(builder: Any, split: str) -> Iterator[Review]:
                     raise RuntimeError(f"record {key} of {split} is empty")
                 text = decode_utf8(item["text"], f"record {key} of {split} in {builder.data_dir}")
                 yield text, int(item["label"])
-    except RuntimeError as error:  # array_record's: it checks every chunk
+    except UserError:
+        raise
+    except Exception as error:  # array_record checks every chunk; tfds raises all sorts
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"the data set in {builder.data_dir} is damaged ({error}); "
+            f"the data set in {builder.data_dir} is damaged ({reason}); "
             "remove the folder and run again"
         ) from None
 
