@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -245,12 +246,32 @@ def run_together(main: Callable[[], int]) -> int:
         with _losses_named():
             return main()
 
+    witness = _start_witness()
     status: int | None = 1
     try:
         status = status_of(call)
     except Exception:
         traceback.print_exc()
+    witness.communicate(_GOODBYE)
     if status in (1, 2):
         sys.stdout.flush()
         os._exit(status)
     return status or 0
+
+
+_GOODBYE = "goodbye"
+_WITNESS = f"""
+import sys
+if sys.stdin.read() != {_GOODBYE!r}:
+    sys.exit("error: this process was ended, most likely because another one of the training was "
+             "lost; start all of them again with --resume")
+"""
+
+
+def _start_witness() -> "subprocess.Popen[str]":
+    """Starts a process that speaks if this one dies without a goodbye.
+
+    So it does where process 0 is lost: jax then ends the others without a word to Python.
+    """
+    command = [sys.executable, "-S", "-E", "-c", _WITNESS]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,6 +66,17 @@ def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
     assert train(empty, "--name", "tiny", "--resume", *rest) == 0
     assert train(empty, "--name", "alone", *rest) == 0
     same_to_rounding(tiny_run(empty), tiny_run(empty, "alone"))
+
+
+def test_process_that_is_ended_says_what_to_do():
+    code = "import os; from bilstm_attn.cluster import run_together; run_together({})"
+    ended = [
+        subprocess.run([sys.executable, "-c", code.format(main)], capture_output=True, text=True)
+        for main in ("os.abort", "lambda: 0")
+    ]
+    assert [done.returncode for done in ended] == [-signal.SIGABRT, 0]
+    assert ended[0].stderr.endswith("was lost; start all of them again with --resume\n")
+    assert ended[1].stderr == ""
 
 
 # What does not come together

@@ -513,7 +513,7 @@ def lost_peers(lab: Lab, number: int) -> list[Trial]:
         begun = time.monotonic()
         ends, seconds = peers.end(started), time.monotonic() - begun
         status, _, errors = ends[1 - lost]
-        wrong = "" if status == 0 or "lost" in errors else f"status {status}: {errors[-300:]}"
+        wrong = "" if status == 0 or "was lost" in errors else f"status {status}: {errors[-300:]}"
         if seconds > LOST_SECONDS + 10:
             wrong = f"the other one stayed for {seconds:.0f} s"
         again = peers.end(peers.start(at, 2, *PEERS, "--resume"))
