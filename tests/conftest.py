@@ -22,9 +22,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-assert jax.device_count() == 8  # and stays so, whatever a test asks for
+assert jax.device_count() == 4  # and stays so, whatever a test asks for
 install_import_hook("bilstm_attn", "beartype.beartype")
 
 

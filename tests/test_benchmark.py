@@ -99,6 +99,7 @@ def test_work_is_read_back_as_it_was_saved(tmp_path, batch):
             np.testing.assert_array_equal(value, getattr(other, field))
 
 
+@pytest.mark.slow
 def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, capsys, monkeypatch):
     write_cache(tmp_path)
     (tmp_path / "keras.py").write_text("raise ImportError('no keras here')")
@@ -122,6 +123,7 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     assert json.loads((tmp_path / "all.json").read_text())
 
 
+@pytest.mark.slow
 def test_growth_has_a_row_for_each_length(tmp_path, capsys, monkeypatch):
     write_cache(tmp_path)
     monkeypatch.setattr(compare, "GROWTH", {"reviews": (4,)})

@@ -24,6 +24,7 @@ def same_to_rounding(together: Run, alone: Run) -> None:
     assert [r["step"] for r in together.records()] == [r["step"] for r in alone.records()]
 
 
+@pytest.mark.slow
 def test_four_processes_train_what_one_with_four_devices_does(empty):
     ended = end(start(empty, 4))
     assert [status for status, *_ in ended] == [0] * 4, ended
@@ -45,6 +46,7 @@ def test_process_of_another_recipe_is_named_and_refused(empty):
 EPOCHS = 16  # long enough to be interrupted
 
 
+@pytest.mark.slow
 def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
     epochs = ["--train.epochs", EPOCHS]
     started = start(empty, 2, *epochs)

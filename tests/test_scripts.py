@@ -37,7 +37,7 @@ from bilstm_attn.config import recipe_names
         (["--model.hidden-size", "0"], "model.hidden_size must be above 0, got 0"),
         (["--optim.schedule", "cosin"], "--optim.schedule"),
         (["--devices", "3"], "--devices must be above 0 and divide each group of 4 reviews"),
-        (["--devices", "16", "--data.batch-size", "32"], "must be at most the 8 of cpu, got 16"),
+        (["--devices", "8", "--data.batch-size", "16"], "must be at most the 4 of cpu, got 8"),
         (["--devices", "0"], "--devices must be above 0 and divide each group of 4"),
         (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
         (["--data.validation-reviews", "60"], "movie_reviews has 60 training reviews"),

@@ -47,6 +47,7 @@ def test_mean_and_spread_are_printed(many, tmp_path, capsys):
     assert f"accuracy over 3 seeds: {mean:.2f} % ± {spread:.2f} %" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["told", "between"])
 def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, fault):
     with monkeypatch.context() as patch:

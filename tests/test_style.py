@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("tool", ["ruff check .", "ruff format --check .", "basedpyright"])
+@pytest.mark.parametrize(
+    "tool",
+    ["ruff check .", "ruff format --check .", pytest.param("basedpyright", marks=pytest.mark.slow)],
+)
 def test_tool_finds_nothing(tool):
     name, *words = tool.split()
     if name == "basedpyright":

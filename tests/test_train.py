@@ -2,7 +2,10 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +97,21 @@ def first_batches(data, seed=0):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_device_equals_several_for_every_objective(objective):
-    for devices in (2, 8):  # 4 with every entry, below
+    for devices in (2, 4):
         assert_devices_agree(devices, objective=objective, batches=first_batches(LARGE))
+
+
+@pytest.mark.slow
+def test_one_device_equals_eight():
+    code = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "import test_train as t; t.assert_devices_agree(8, batches=t.first_batches(t.LARGE))"
+    )
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @every_entry

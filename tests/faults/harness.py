@@ -537,7 +537,7 @@ def _tell(wrong: str, what: Sequence[str]) -> None:
 
 def table(trials: Sequence[Trial]) -> str:
     """Returns a Markdown table: tried, survived, lost."""
-    lines = ["| | tried | survived | lost |", "|---|---|---|---|"]
+    lines = ["|| tried | survived | lost |", "|---|---|---|---|"]
     for kind in dict.fromkeys(trial.kind for trial in trials):
         own = [trial.survived for trial in trials if trial.kind == kind]
         lines.append(f"| {kind} | {len(own)} | {sum(own)} | {len(own) - sum(own)} |")

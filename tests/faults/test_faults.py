@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_nothing_is_lost():
     command = [sys.executable, Path(__file__).with_name("harness.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[2:]
-    assert len(lines) == 13
-    assert all(line.endswith("| 0 |") for line in lines)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == 13
+    assert all(row.endswith("| 0 |") for row in rows)
