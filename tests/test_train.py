@@ -104,7 +104,7 @@ def test_one_device_equals_several_for_every_objective(objective):
 @pytest.mark.slow
 def test_one_device_equals_eight():
     code = (
-        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "import jax; jax.config.update('jax_num_cpu_devices', 8); jax.devices()\n"
         "import test_train as t; t.assert_devices_agree(8, batches=t.first_batches(t.LARGE))"
     )
     here = Path(__file__).parent

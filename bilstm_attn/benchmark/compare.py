@@ -21,7 +21,7 @@ from bilstm_attn.terminal import Show
 from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
-SLOW = 15.0  # seconds: an implementation whose first step takes longer is timed on it alone
+SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed on it alone
 SINGLE = 5  # single reviews a round
 
 
