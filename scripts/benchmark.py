@@ -39,7 +39,7 @@ class Arguments:
     epoch_steps: int = 7
     """Steps of a real epoch that are timed, to say how long all of it takes; 0 leaves it out."""
     quick: bool = False
-    """Three rounds, no epoch, no second start, no torch packed: about two minutes."""
+    """Three rounds, no epoch, no second start, no torch packed: some minutes."""
     grow: bool = False
     """Time training steps at other lengths, batches, sizes and numbers of devices instead."""
     out: Path | None = None
