@@ -105,7 +105,7 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     (tmp_path / "keras.py").write_text("raise ImportError('no keras here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("XLA_FLAGS")  # the loops of 500 steps are worth compiling well
-    where = ["--cache", tmp_path, "--batch-size", 4, "--quick", "--out", tmp_path / "all.json"]
+    where = ["--cache", tmp_path, "--quick", "--out", tmp_path / "all.json"]
     assert benchmark(*where, "--peers", "scan", "pallas", "keras on jax") == 0
     said = capsys.readouterr().out
     assert "keras on jax: unmeasured (no keras here)" in said
