@@ -205,17 +205,17 @@ def greatest(number: int) -> int:
 def require_same(**facts: Any) -> None:
     """Raises a `UserError`, in every process, unless all have the same facts, plain JSON.
 
-    In the process whose facts are other than the first one's, it names one.
+    In the process whose facts are other than the first one's, it names three at most.
     """
     if jax.process_count() == 1:
         return
     first = from_first(lambda: facts)
     own = json.loads(json.dumps(facts))
     different = [name for name in first if own.get(name) != first[name]]
-    message = ""
-    if different:
-        there, here = (str(values.get(different[0])) for values in (first, own))
-        message = f"{different[0]} differs: {there} in process 0, {here} in this one"
+    message = "; ".join(
+        f"{name} differs: {first[name]} in process 0, {own.get(name)} in this one"
+        for name in different[:3]
+    )
     if greatest(bool(message)):
         raise UserError(
             f"the processes do not run the same ({message or 'one differs from this one'}); start "

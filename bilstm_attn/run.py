@@ -1,6 +1,7 @@
 """A run's folder: what lies in it, and where it came from."""
 
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.logged: list[dict[str, Any]] = []  # since the run began, whatever the file holds now
         self._tensorboard_writer: Any = None  # its class, where TensorBoard files are wanted
         self._tensorboard: Any = None
 
@@ -153,11 +155,17 @@ class Run:
             raise UserError(
                 f"{self.folder} was begun on other data; give the --cache it had, or another --name"
             )
-        self._write_environments([*earlier, environment])
+        self.write_environments([*earlier, environment])
         write_file(self.config_file, config.to_json().encode())
 
-    def _write_environments(self, environments: list[dict[str, Any]]) -> None:
-        write_file(self.environment_file, json.dumps(environments, indent=2).encode())
+    def write_environments(self, environments: list[dict[str, Any]]) -> None:
+        """Writes what `environments` reads back.
+
+        Raises:
+          UserError: it cannot be written; what was there before still is.
+        """
+        about = {"starts": environments, "sha256": _digest(environments)}
+        write_file(self.environment_file, json.dumps(about, indent=2).encode())
 
     def open_tensorboard(self) -> None:
         """Writes what is logged after the next `rewind` into TensorBoard files too.
@@ -177,11 +185,11 @@ class Run:
 
         Of several processes the first one does.
         """
+        self.logged.append(record)
         if not is_first():
             return
-        line = json.dumps(record) + "\n"
         with saving(self.metrics_file), self.metrics_file.open("a") as file:
-            file.write(line)
+            file.write(_line(record))
         if self._tensorboard is not None:
             protos = _tensorboardx("proto.summary_pb2")
             values = [
@@ -208,8 +216,11 @@ class Run:
         if not self.environment_file.exists():
             return []
         try:
-            return [dict(each) for each in json.loads(self.environment_file.read_bytes())]
-        except (ValueError, TypeError) as error:
+            about = json.loads(self.environment_file.read_bytes())
+            if about["sha256"] != _digest(about["starts"]):
+                raise ValueError("its digest differs")
+            return about["starts"]
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{self.environment_file} is damaged ({error}); delete it, with it goes the record "
                 "of versions and devices"
@@ -226,26 +237,31 @@ class Run:
         records = []
         for number, line in enumerate(self.metrics_file.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                records.append(json.loads(line))
-            except ValueError as error:
+                records.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
                 raise UserError(
                     f"line {number} of {self.metrics_file} is damaged ({error}); delete that line"
                 ) from None
         return records
 
-    def rewind(self, step: int, logged: int | None = None) -> None:
-        """Drops the records of steps after `step`, which will be run again in this environment.
+    def rewind(self, step: int, logged: Sequence[dict[str, Any]]) -> None:
+        """Makes the metrics those that were `logged` by `step`, whatever the file holds now.
 
-        And the means over steps after `logged`, if given, which will be logged again.
+        Later steps will be run again in this environment. If there are none, what was measured on
+        test stays too: that is measured once.
         """
+        self.logged = list(logged)
+        with contextlib.suppress(UserError):  # damaged: what is measured again comes out the same
+            written = self.records()
+            later = written[len(logged) :] if written[: len(logged)] == self.logged else []
+            if {record.get("kind") for record in later} <= {"final"}:
+                self.logged += later
         if not is_first():
             return
         if environments := self.environments():
             environments[-1]["from_step"] = step
-            self._write_environments(environments)
-        last = {} if logged is None else {"train": logged}
-        kept = [r for r in self.records() if r["step"] <= last.get(r["kind"], step)]
-        write_file(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self.write_environments(environments)
+        write_file(self.metrics_file, "".join(map(_line, self.logged)).encode())
         if self._tensorboard_writer is not None:
             log = _tensorboardx("proto.event_pb2").SessionLog
             with saving(self.tensorboard):
@@ -260,6 +276,14 @@ class Run:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+
+
+def _digest(environments: Any) -> str:
+    return hashlib.sha256(json.dumps(environments).encode()).hexdigest()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def _tensorboardx(module: str) -> Any:

@@ -29,6 +29,8 @@ from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, sel
 from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
+from bilstm_attn.interruption import Interrupted
+from bilstm_attn.member import Member
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
@@ -39,7 +41,7 @@ from bilstm_attn.run import Run, describe_environment
 from bilstm_attn.sharding import make_mesh, place_whole
 from bilstm_attn.terminal import Show, percent
 from bilstm_attn.text import Vocabulary
-from bilstm_attn.train import Interrupted, Member, train
+from bilstm_attn.train import train
 
 
 def run_training(

@@ -1,9 +1,8 @@
 """The training loop: of one seed, or of several in one program."""
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -11,22 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bilstm_attn.checkpoint import Checkpoints, digest, export_model
+from bilstm_attn.checkpoint import digest, export_model
 from bilstm_attn.cluster import from_first, greatest
-from bilstm_attn.config import Config, differences, from_json
-from bilstm_attn.data.batches import BatchPlan, Examples, plan_epoch, read_batch
-from bilstm_attn.dropout import stream
-from bilstm_attn.errors import UserError
+from bilstm_attn.config import Config
+from bilstm_attn.data.batches import BatchPlan, read_batch
 from bilstm_attn.evaluate import LogitsOf, make_logits_step, predict_logits
+from bilstm_attn.interruption import Interrupted, interruptible
+from bilstm_attn.member import Member
 from bilstm_attn.metrics import measure
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import OBJECTIVES
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.registry import make
-from bilstm_attn.run import Run
 from bilstm_attn.sharding import own_part, place_rows, place_whole, rows_shape, rows_spec
+from bilstm_attn.step_log import StepLog, not_finite
 from bilstm_attn.terminal import Show
-from bilstm_attn.text import Vocabulary
 from bilstm_attn.train_step import (
     TrainState,
     TrainStep,
@@ -40,161 +38,6 @@ from bilstm_attn.types import Params, Sums
 
 PROOF_STEP = 10  # after which the state's digest is logged, for others to compare with
 TOGETHER_STEPS = 10  # after which several processes ask each other whether one was told to stop
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Yields the signals that asked to stop: SIGTERM, or Ctrl-C (the second stops at once)."""
-    received: list[int] = []
-
-    def receive(number: int, frame: Any) -> None:
-        if number in received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    asking = (signal.SIGINT, signal.SIGTERM)
-    # None is a handler that is not Python's.
-    before = [signal.signal(number, receive) or signal.SIG_DFL for number in asking]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(asking, before, strict=True):
-            signal.signal(number, handler)
-
-
-class Interrupted(Exception):
-    """A signal asked to stop; the state at `step` is saved."""
-
-    def __init__(self, step: int, signal_number: int):
-        self.step = step
-        self.status = 128 + signal_number  # of the program, as shells have it
-
-
-def not_finite(step: int, epoch: int) -> UserError:
-    """Returns the error of a run that has diverged."""
-    return UserError(
-        f"the loss or its gradient is not finite at step {step} (epoch {epoch}); what was saved "
-        "before is kept; lower --optim.learning-rate or set --optim.clip-norm 1, with another "
-        "--name"
-    )
-
-
-class StepLog:
-    """Reads the sums of steps a few at a time, always leaving one in flight: no device waits."""
-
-    def __init__(self, run: Run, every_steps: int, pending: list[Any], seed: tuple[int, ...] = ()):
-        """Takes what `pending` returned before an interruption, or nothing.
-
-        `seed` is the place of this run's sums among those of several seeds.
-        """
-        self.latest = ""  # what to show beside the bar
-        self._run, self._every_steps, self._seed = run, every_steps, seed
-        self._pending = [(step, epoch, Sums(*sums)) for step, epoch, sums in pending]
-
-    def add(self, step: int, epoch: int, sums: Sums) -> None:
-        """Takes the sums of a step that was just dispatched.
-
-        Raises:
-          UserError: the loss of an earlier step is not finite.
-        """
-        if step % self._every_steps == 0:
-            self.flush()
-        self._pending.append((step, epoch, sums))
-
-    def pending(self) -> list[tuple[int, int, list[float]]]:
-        """Returns step, epoch and sums of every step that is not logged yet, waiting for them.
-
-        Raises:
-          UserError: the loss of one is not finite.
-        """
-        fetched = []
-        for step, epoch, sums in jax.device_get(self._pending):
-            own = [float(value if np.ndim(value) == 0 else value[self._seed]) for value in sums]
-            if not np.isfinite(own[0]):
-                raise not_finite(step, epoch)
-            fetched.append((step, epoch, own))
-        return fetched
-
-    def flush(self) -> None:
-        """Logs the mean over every step taken so far, waiting for them.
-
-        Raises:
-          UserError: the loss of one is not finite.
-        """
-        if not self._pending:
-            return
-        fetched = self.pending()
-        self._pending = []
-        loss, correct, weight = (
-            sum(values) for values in zip(*(sums for *_, sums in fetched), strict=True)
-        )
-        step, epoch, _ = fetched[-1]
-        means = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
-        self._run.log({"kind": "train", "step": step, "epoch": epoch, **means})
-        self.latest = f"loss {means['loss']:.3f}"
-
-
-class Member:
-    """One seed's part of a training: what it reads, where it writes, what it has reached."""
-
-    def __init__(
-        self,
-        config: Config,
-        vocabulary: Vocabulary,
-        training: Examples,
-        watched: Examples,
-        run: Run,
-    ):
-        """Takes the reviews to train on, and the split that `config.train.each_epoch` names.
-
-        That is measured after each epoch, and by `config.train.select` decides which is exported.
-        """
-        self.config, self.vocabulary, self.run = config, vocabulary, run
-        self.training, self.watched = training, watched
-        self.checkpoints = Checkpoints(run.checkpoints)
-        self.epochs: list[dict[str, Any]] = []  # the records of those that have ended
-
-    @property
-    def key(self) -> Key[Array, ""]:
-        """What all dropout follows from."""
-        return stream(jax.random.key(self.config.seed), "dropout")
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """The record of the epoch to export; of equally good ones the first."""
-        if self.config.train.select == "last":
-            return self.epochs[-1]
-        name = f"{self.config.train.each_epoch}_accuracy"
-        return max(self.epochs, key=lambda record: record[name])
-
-    def plan(self, epoch: int) -> list[BatchPlan]:
-        """Returns the batches of an epoch."""
-        return plan_epoch(self.training.lengths, self.config.data, self.config.seed, epoch)
-
-    def record(self, pending: list[Any], seconds: float) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the state."""
-        config = self.config.to_json()
-        return {"config": config, "epochs": self.epochs, "pending": pending, "seconds": seconds}
-
-    def restore(
-        self, like: TrainState, show: Show, at_most: int | None = None
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Returns state and record of the newest whole checkpoint, or those of the first step.
-
-        Raises:
-          UserError: the checkpoint is of another config, or every one is damaged.
-        """
-
-        def accept(record: dict[str, Any]) -> None:
-            config = from_json(record["config"], f"a checkpoint in {self.checkpoints.folder}")
-            if differing := differences(config, self.config):
-                raise UserError(
-                    f"{self.checkpoints.folder} holds checkpoints of another config "
-                    f"({'; '.join(differing[:3])}); put back this run's own, or give --name"
-                )
-
-        restored = self.checkpoints.restore(like, show.say, accept, at_most)
-        return restored or (like, self.record([], 0.0))
 
 
 def train(
@@ -240,11 +83,10 @@ def train(
         state, step = place_whole(stack(states), mesh), int(states[0].step)
         logs, spent = [], records[0]["seconds"]  # of an interrupted epoch
         for at, (member, record) in enumerate(zip(members, records, strict=True)):
-            member.epochs, pending = record["epochs"], record["pending"]
-            member.run.rewind(step, pending[0][0] - 1 if pending else step)
+            member.run.rewind(step, record["metrics"])
             member.checkpoints.rewind(step)
             place = () if len(members) == 1 else (at,)
-            logs.append(StepLog(member.run, log_every_steps, pending, place))
+            logs.append(StepLog(member.run, log_every_steps, record["pending"], place))
         to_run = {
             epoch: _plan_together(members, epoch)
             for epoch in range(len(members[0].epochs), config.train.epochs)
@@ -374,11 +216,10 @@ def _end_epoch(
         "measure_seconds": time.perf_counter() - begun,
         "reviews_per_second": member.training.size / seconds,
     } | {f"{split}_{name}": value for name, value in measured.items()}
-    member.epochs = [*member.epochs, record]
-    if member.chosen is record:
+    member.run.log({"kind": "epoch", **record})
+    if member.chosen["epoch"] == epoch:
         params: Params = jax.device_get(state.params)
         from_first(lambda: export_model(member.run.model, params, config, member.vocabulary))
-    member.run.log({"kind": "epoch", **record})
 
 
 def _compile(

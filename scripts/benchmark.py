@@ -93,6 +93,11 @@ def main(arguments: list[str]) -> int:
 
     def make_work(reviews: int, steps: int, epoch_steps: int = 0) -> Work:
         chosen = rows_for(steps)
+        require(
+            reviews <= len(chosen),
+            f"{parsed.dataset} has {len(chosen)} reviews for batches of {reviews}; give another "
+            "--dataset or a smaller --batch-size",
+        )
         examples = select_examples(split, chosen, vocabulary, tokens.lexicon(), steps)
         flat = DataConfig(batch_size=reviews, max_tokens=steps, bucket_edges=())
         (batch,) = read_batch(examples, plan_epoch(examples.lengths, flat, 0, 0)[0], flat)

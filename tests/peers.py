@@ -1,11 +1,13 @@
 """Several processes that train the tiny recipe together, on 127.0.0.1."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tiny import FIELDS, ROOT
 
@@ -20,22 +22,27 @@ def free_port() -> int:
         return here.getsockname()[1]
 
 
-def start(folder: Path, processes: int, *more: str, **of_process: list[str]) -> list:
-    """Starts the tiny recipe in so many processes of one device; `p1=[...]` for process 1 alone."""
+def start(folder: Path, processes: int, *more: str, **of_process: Any) -> list:
+    """Starts the tiny recipe in so many processes of one device.
+
+    `p1=[...]` are words for process 1 alone, `path1` is where it finds modules first.
+    """
     words = [ROOT / "scripts" / "train.py", "quickstart", "--name", "tiny", "--distributed"]
     words += [word for name, value in FIELDS.items() for word in (f"--{name}", value)]
     words += ["--runs", folder / "runs", "--cache", folder / "cache", "--log-every-steps", 2]
     words += ["--devices", 1, "--coordinator", f"127.0.0.1:{free_port()}"]
     words += ["--processes", processes, *more]
+    here = os.environ.get("PYTHONPATH")
     return [
         subprocess.Popen(
             [str(word) for word in (sys.executable, *words, *own, "--process-id", number)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [first, here]))},
         )
         for number in range(processes)
-        for own in [of_process.get(f"p{number}", [])]
+        for own, first in [(of_process.get(f"p{number}", []), of_process.get(f"path{number}"))]
     ]
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -105,8 +106,9 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     (tmp_path / "keras.py").write_text("raise ImportError('no keras here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("XLA_FLAGS")  # the loops of 500 steps are worth compiling well
-    where = ["--cache", tmp_path, "--quick", "--out", tmp_path / "all.json"]
-    assert benchmark(*where, "--peers", "scan", "pallas", "keras on jax") == 0
+    where = ["--cache", tmp_path, "--batch-size", 4, "--out", tmp_path / "all.json"]
+    short = ["--rounds", 2, "--epoch-steps", 0]
+    assert benchmark(*where, *short, "--peers", "scan", "pallas", "keras on jax") == 0
     said = capsys.readouterr().out
     assert "keras on jax: unmeasured (no keras here)" in said
     assert "| keras on jax" not in said
@@ -116,7 +118,7 @@ def test_one_command_prints_a_row_each_and_says_what_is_unmeasured(tmp_path, cap
     assert name == "ours, scan"
     assert epoch == "–"
     assert float(one) > 0
-    assert float(starts) > 0
+    assert all(float(seconds) > 0 for seconds in starts.split(", "))
     assert 0 < float(error) < 5e-6
     assert "GFLOP/s" in product
     assert layers.startswith("ours, scan: the recurrent layers")
@@ -131,6 +133,14 @@ def test_growth_has_a_row_for_each_length(tmp_path, capsys, monkeypatch):
     head, _, row = capsys.readouterr().out.splitlines()[-3:]
     assert head == "| tokens | reviews | hidden | devices | ours, native |"
     assert row.startswith("| 250 | 4 | 64 | all | 0.")
+
+
+def test_quick_form_times_implementations_that_there_are(tmp_path):
+    quick = sys.modules["script_benchmark"].QUICK
+    assert all(sum(part in name for name in PEERS) == 1 for part in quick)
+    write_cache(tmp_path)
+    says = "movie_reviews has 60 reviews for batches of 128"
+    assert says in error_of(benchmark, "--cache", tmp_path, "--quick")
 
 
 def record(peer, command, number, seconds, **more):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -35,10 +36,15 @@ def test_four_processes_train_what_one_with_four_devices_does(empty):
     assert tiny_run(empty).model.is_file()
 
 
-def test_process_of_another_recipe_is_named_and_refused(empty):
-    ended = end(start(empty, 2, p1=["--optim.learning-rate", "0.5"]))
+def test_process_of_another_recipe_or_other_versions_is_named_and_refused(empty):
+    other = empty / "other" / "optax-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Name: optax\nVersion: 0.0.1\n")
+    recipe = ["--optim.learning-rate", "0.5"]
+    ended = end(start(empty, 2, p1=recipe, path1=str(other.parent)))
     assert [status for status, *_ in ended] == [2, 2]
     assert "config field optim.learning_rate differs: 0.001 in process 0, 0.5 in" in ended[1][2]
+    assert f"version of optax differs: {version('optax')} in process 0, 0.0.1 in" in ended[1][2]
     assert "the processes do not run the same" in ended[0][2]
     assert not (empty / "runs").exists()
 

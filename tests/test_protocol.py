@@ -1,6 +1,7 @@
 """What is looked at, selected on and exported, seen from outside: issue, recipe and scripts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from bilstm_attn import train as training
 from bilstm_attn.checkpoint import load_model
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 from bilstm_attn.errors import UserError
+from bilstm_attn.member import Member
 from bilstm_attn.run import Run
-from bilstm_attn.train import Member
 
 IMDB = {"data__dataset": "imdb", "train__select": "best"}
 
@@ -65,7 +66,7 @@ def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monk
     export, measure_split = training.export_model, session.measure_split
 
     def spy_on_export(path, *given):
-        exported.append(len(records(run, "epoch")) + 1)
+        exported.append(len(records(run, "epoch")))
         export(path, *given)
 
     def spy_on_test(model, run, tokens, split, *given):
@@ -104,7 +105,9 @@ def test_chosen_epoch_is_the_first_of_the_best_or_the_last():
     def chosen(select):
         member = Member.__new__(Member)
         member.config = Config(train=TrainConfig(select=select))
-        member.epochs = [{"validation_accuracy": value} for value in (0.3, 0.7, 0.7, 0.6)]
+        member.run = Run(Path())
+        for value in (0.3, 0.7, 0.7, 0.6):
+            member.run.logged.append({"kind": "epoch", "validation_accuracy": value})
         return member.epochs.index(member.chosen)
 
     assert chosen("best") == 1
@@ -114,8 +117,7 @@ def test_chosen_epoch_is_the_first_of_the_best_or_the_last():
 def test_data_of_another_digest_are_not_trained_on(empty):
     assert train(empty) == 0
     run = Run(empty / "runs" / "quickstart" / "seed0")
-    environments = run.folder / "environment.json"
-    (environment,) = json.loads(environments.read_text())
-    environments.write_text(json.dumps([environment | {"data_sha256": "0" * 64}]))
+    (environment,) = run.environments()
+    run.write_environments([environment | {"data_sha256": "0" * 64}])
     with pytest.raises(UserError, match="was begun on other data"):
         train(empty, "--resume")

@@ -17,6 +17,8 @@ from bilstm_attn.run import Run, describe_environment, git_revision
 CONFIG = Config(name="tiny", model=ModelConfig(hidden_size=3))
 LINES = [{"kind": "train", "step": step, "loss": 1 / step} for step in (2, 4, 6)]
 
+FINAL = {"kind": "final", "step": 4, "split": "test", "accuracy": 0.5}
+
 
 @pytest.fixture
 def run(tmp_path) -> Run:
@@ -37,8 +39,8 @@ def test_started_run_knows_its_config(run):
 
 def test_starting_again_adds_an_environment(run):
     run.start(CONFIG, {"command": ["second"]})
-    environments = json.loads((run.folder / "environment.json").read_text())
-    assert [environment["command"] for environment in environments] == [["first"], ["second"]]
+    starts = json.loads((run.folder / "environment.json").read_text())["starts"]
+    assert [environment["command"] for environment in starts] == [["first"], ["second"]]
 
 
 def test_folder_that_is_no_run_is_an_error(tmp_path):
@@ -59,8 +61,10 @@ def test_config_of_another_version_or_damaged_is_one_line(run, data):
     assert str(run.config_file) in error_of(run.config)
 
 
-def test_damaged_environment_is_one_line(run):
-    (run.folder / "environment.json").write_text("[{")
+@pytest.mark.parametrize("change", [("{", "["), ("first", "fisst"), ('"starts', '"stars')])
+def test_damaged_environment_is_one_line(run, change):
+    file = run.folder / "environment.json"
+    file.write_text(file.read_text().replace(*change))
     assert "environment.json is damaged" in error_of(run.start, CONFIG, {})
 
 
@@ -106,12 +110,12 @@ def test_line_cut_off_by_a_kill_is_left_out(run, kept):
     lines = run.metrics_file.read_bytes().splitlines(keepends=True)
     run.metrics_file.write_bytes(b"".join(lines[:-1]) + lines[-1][:kept])
     assert run.records() == LINES[:-1]
-    run.rewind(6)
+    run.rewind(4, LINES[:-1])
     run.log(LINES[-1])
     assert run.records() == LINES
 
 
-@pytest.mark.parametrize("data", [b"{\n", b"\x00\x00\n", b"\xff\n"])
+@pytest.mark.parametrize("data", [b"{\n", b"\x00\x00\n", b"\xff\n", b"5\n"])
 def test_damaged_line_of_the_metrics_is_named(run, data):
     lines = run.metrics_file.read_bytes().splitlines(keepends=True)
     run.metrics_file.write_bytes(lines[0] + data + lines[2])
@@ -120,8 +124,28 @@ def test_damaged_line_of_the_metrics_is_named(run, data):
     assert message.endswith("delete that line")
 
 
-def test_rewind_drops_later_steps_alone(run):
-    run.rewind(4)
+def test_rewind_drops_later_lines_alone(run):
+    run.rewind(4, LINES[:2])
+    assert run.records() == run.logged == LINES[:2]
+
+
+@pytest.mark.parametrize(
+    "data", [None, b"", b"{\n", b'{"kind": "train", "step": 2, "loss": 0.6}\n']
+)
+def test_rewind_brings_back_lines_that_were_lost_or_changed(run, data):
+    if data is None:
+        run.metrics_file.unlink()
+    else:
+        run.metrics_file.write_bytes(data)
+    run.rewind(6, LINES)
+    assert run.records() == LINES
+
+
+def test_what_was_measured_at_the_end_stays_if_no_step_is_run_again(run):
+    run.log(FINAL)
+    run.rewind(6, LINES)
+    assert run.records() == run.logged == [*LINES, FINAL]
+    run.rewind(4, LINES[:2])
     assert run.records() == LINES[:2]
 
 
@@ -144,10 +168,10 @@ def test_no_space_left_on_the_device_is_one_line(run):
 
 def test_tensorboard_shows_each_number_once_even_where_steps_were_run_again(run):
     reading = {"kind": "train", "step": 6, "loss": 0.5, "epoch": 1}
-    for step, more in ((0, LINES), (4, [reading])):
+    for step, kept, more in ((0, [], LINES), (4, LINES[:2], [reading])):
         resumed = Run(run.folder)
         resumed.open_tensorboard()
-        resumed.rewind(step)
+        resumed.rewind(step, kept)
         for line in more:
             resumed.log(line)
         resumed.close()
@@ -169,7 +193,7 @@ def test_tensorboard_shows_each_number_once_even_where_steps_were_run_again(run)
 
 def test_full_disk_under_tensorboard_is_one_line(run):
     run.open_tensorboard()
-    run.rewind(6)
+    run.rewind(6, LINES)
     metrics = run.metrics_file.stat().st_size
     while (size := next(run.tensorboard.iterdir()).stat().st_size) < 2 * metrics:
         run._write_event(step=6)

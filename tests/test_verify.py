@@ -12,7 +12,7 @@ def verify(own) -> int:
 
 def change_environment(run, **fields) -> None:
     environments = run.environments()
-    run.environment_file.write_text(json.dumps([environments[0] | fields, *environments[1:]]))
+    run.write_environments([environments[0] | fields, *environments[1:]])
 
 
 def change_proof(run, **fields) -> None:

@@ -13,5 +13,5 @@ def test_nothing_is_lost():
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 13
+    assert len(rows) == 16
     assert all(row.endswith("| 0 |") for row in rows)
