@@ -109,6 +109,7 @@ def test_bfloat16_products_are_within_their_rounding_of_float32(device):
     assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds what it reads
 
 
+@pytest.mark.slow
 def test_it_stands_in_vmap_over_seeds_and_in_checkpoint(device):
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)

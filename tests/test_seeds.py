@@ -26,6 +26,7 @@ def many(done, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_seed_is_what_it_is_alone(many, done):
     for seed, together in enumerate(runs(many)):
         assert train(many, "--name", f"alone{seed}", "--seed", seed) == 0

@@ -114,6 +114,7 @@ def test_one_device_equals_eight():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @every_entry
 def test_one_device_equals_several_for_every_entry(name):
     assert_devices_agree(4, name=name, batches=first_batches(ONE_LENGTH))
@@ -223,6 +224,7 @@ def test_no_device_waits_for_another_inside_a_time_loop():
     assert len(re.findall(r" all-reduce(?:-start)?\(", program)) == 1
 
 
+@pytest.mark.slow
 def test_microbatches_are_the_same_step_to_rounding_in_less_memory():
     mesh, step = steps_on(2)
     in_parts = make_train_step(*MADE["whole"][:1], OBJECTIVES["cross_entropy"](), ADAM, mesh, 2)
@@ -242,6 +244,7 @@ def test_microbatches_are_the_same_step_to_rounding_in_less_memory():
     jax.tree.map(compare, found[1][0].params, found[0][0].params)
 
 
+@pytest.mark.slow
 def test_groups_take_turns_in_memory():
     mesh, step = steps_on(1)
     state = place_whole(first_state(), mesh)
