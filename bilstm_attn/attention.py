@@ -21,8 +21,9 @@ def masked_softmax(scores: Scores, mask: Mask) -> Weights:
     scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
     top = lax.stop_gradient(scores.max(axis=0, keepdims=True))
     powers = jnp.where(mask, jnp.exp(scores - top), 0)
-    # The largest power of a review with tokens is 1, so the guard only meets empty ones.
-    return powers / jnp.maximum(powers.sum(axis=0, keepdims=True), 1.0)
+    total = powers.sum(axis=0, keepdims=True)  # at least 1, but for an empty review
+    # Not maximum(total, 1): that has half a derivative where the total is 1.
+    return powers / jnp.where(total > 0, total, 1.0)
 
 
 class Attention(nnx.Module):

@@ -1,5 +1,7 @@
 """Every attention and every pooling against a double loop, and the masked softmax at its edges."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,18 @@ def test_softmax_is_finite_in_value_and_gradient_for_scores_of_any_size(size):
     assert np.isfinite(weights).all()
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(weights.sum(axis=0), LENGTHS > 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_derivative_of_the_softmax_is_its_equation(size):
+    scores = size * np.random.default_rng(0).normal(size=(STEPS, ROWS)).astype(np.float32)
+    along = np.random.default_rng(1).normal(size=(STEPS, ROWS)).astype(np.float32)
+    softmax = partial(masked_softmax, mask=MASK)
+    weights, moved = jax.jvp(softmax, (jnp.asarray(scores),), (jnp.asarray(along),))
+    # d w[t] = w[t] (d s[t] - sum_u w[u] d s[u]): zero where one token has all the weight.
+    expected = weights * (along - (weights * along).sum(axis=0, keepdims=True))
+    np.testing.assert_allclose(moved, expected, atol=1e-6)  # float32 rounding of sums of size 1
+    assert (np.asarray(moved)[:, LENGTHS == 1] == 0).all()
 
 
 def test_equal_scores_give_equal_weights_over_own_tokens():

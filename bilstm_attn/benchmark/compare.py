@@ -38,9 +38,10 @@ def reference_logits(params: Params, batch: Batch) -> np.ndarray:
         last = np.concatenate([end for _, end in walks], axis=-1)
     p = {name: np.asarray(value, np.float64) for name, value in params["attention"].items()}
     units = np.tanh(x @ p["states_kernel"] + last @ p["query_kernel"] + p["bias"])
-    scores = np.where(mask, (units @ p["vector"])[..., 0], -np.inf)
-    weights = np.exp(scores - scores.max(axis=0))
-    context = (weights[..., None] * x).sum(axis=0) / weights.sum(axis=0)[:, None]
+    scores = np.where(mask, (units @ p["vector"])[..., 0], np.finfo(np.float64).min)
+    weights = mask * np.exp(scores - scores.max(axis=0))
+    total = weights.sum(axis=0)[:, None]
+    context = (weights[..., None] * x).sum(axis=0) / np.where(total > 0, total, 1)
     dense, logit = params["dense"], params["logit"]
     return (np.maximum(context @ dense["kernel"] + dense["bias"], 0) @ logit["kernel"])[:, 0] + (
         logit["bias"]
