@@ -17,7 +17,19 @@ from bilstm_attn.pooling import POOLINGS, Pooling
 from bilstm_attn.products import computed_in
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.registry import look_up, make
-from bilstm_attn.types import Inputs, Keys, Lengths, Output, Params, Tokens
+from bilstm_attn.types import (
+    Context,
+    Inputs,
+    Keys,
+    Lengths,
+    Logits,
+    Output,
+    Params,
+    Query,
+    States,
+    Tokens,
+    Weights,
+)
 
 
 class Classifier(nnx.Module):
@@ -77,21 +89,44 @@ class Classifier(nnx.Module):
             vectors *= word_mask(keys, "words", self.word_dropout, tokens).T[..., None]
         return vectors
 
+    def encode(
+        self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
+    ) -> tuple[States, Query]:
+        """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""
+        mask = length_mask(lengths, inputs.shape[0])
+        inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
+        return self.encoder(inputs, lengths, keys)
+
+    def attend(self, states: States, last: Query, lengths: Lengths) -> Weights:
+        """Returns the attention weights `[t b]`."""
+        with computed_in("float32"):
+            return self.attention(states, last, length_mask(lengths, states.shape[0]))
+
+    def decide(
+        self,
+        states: States,
+        last: Query,
+        weights: Weights,
+        lengths: Lengths,
+        keys: Keys | None = None,
+    ) -> tuple[Context, Logits]:
+        """Returns context and logits under any weights `[t b]`, the model's own or others."""
+        with computed_in("float32"):
+            mask = length_mask(lengths, states.shape[0])
+            context = self.pooling(states, last, weights, mask)
+            units = jax.nn.relu(self.dense(context))
+            if keys is not None and self.head_dropout > 0:
+                units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
+            return context, self.logit(units)[:, 0]
+
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
         """Returns everything computed from the words' vectors `[t b e]`.
 
         `keys`, one a review, turn dropout on; without them the result is deterministic.
         """
-        mask = length_mask(lengths, inputs.shape[0])
-        inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
-        states, last = self.encoder(inputs, lengths, keys)
-        with computed_in("float32"):
-            weights = self.attention(states, last, mask)
-            context = self.pooling(states, last, weights, mask)
-            units = jax.nn.relu(self.dense(context))
-            if keys is not None and self.head_dropout > 0:
-                units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
-            logits = self.logit(units)[:, 0]
+        states, last = self.encode(inputs, lengths, keys)
+        weights = self.attend(states, last, lengths)
+        context, logits = self.decide(states, last, weights, lengths, keys)
         return Output(
             logits=logits,
             weights=weights.T,
@@ -117,6 +152,22 @@ class Model:
     def embed(self, params: Params, tokens: Tokens, keys: Keys | None = None) -> Inputs:
         """Returns the words' vectors, time-major `[t b e]`; `keys` add dropout."""
         return self._merge(params).embed(tokens, keys)
+
+    def encode(
+        self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
+    ) -> tuple[States, Query]:
+        """Returns every state `[t b d]` and the last ones `[b d]`; `keys` add dropout."""
+        return self._merge(params).encode(inputs, lengths, keys)
+
+    def attend(self, params: Params, states: States, last: Query, lengths: Lengths) -> Weights:
+        """Returns the attention weights `[t b]`."""
+        return self._merge(params).attend(states, last, lengths)
+
+    def decide(
+        self, params: Params, states: States, last: Query, weights: Weights, lengths: Lengths
+    ) -> Logits:
+        """Returns the logits under any attention weights `[t b]`, without dropout."""
+        return self._merge(params).decide(states, last, weights, lengths)[1]
 
     def classify(
         self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None

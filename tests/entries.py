@@ -1,15 +1,20 @@
 """A small model for every entry of every table."""
 
 import dataclasses
+from functools import cache
 
+import jax
+import numpy as np
 import pytest
 
 from bilstm_attn.attention import ATTENTIONS
 from bilstm_attn.cells import CELLS
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.encoder import prepare_native
+from bilstm_attn.model import Model
 from bilstm_attn.pooling import POOLINGS
 
+VOCABULARY = 11
 SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
 DEFAULT = ModelConfig(**SMALL)
 CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
@@ -25,3 +30,25 @@ prepare_native()
 BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
 CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
 every_entry = pytest.mark.parametrize("name", CONFIGS)
+
+
+@cache
+def make_model(name):
+    """Returns the model and parameters large enough for logits of size 1."""
+    model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
+    numbers = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + np.float32(0.3) * numbers.normal(size=leaf.shape).astype(np.float32),
+        jax.device_get(initial(name, 0)),
+    )
+    params["dense"]["bias"] += 3  # no review is where the ReLU is flat
+    return model, jax.device_put(params)
+
+
+@cache
+def make_initial(name):
+    return jax.jit(Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan")).init)
+
+
+def initial(name, seed):
+    return make_initial(name)(jax.random.key(seed))

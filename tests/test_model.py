@@ -2,47 +2,32 @@
 
 import dataclasses
 import re
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entries import BACKENDS, CONFIGS, SMALL, every_entry
+from entries import (
+    CONFIGS,
+    SMALL,
+    VOCABULARY,
+    every_entry,
+    initial,
+    make_model,
+)
 
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
 from bilstm_attn.model import Model
 
-VOCABULARY, STEPS = 11, 4
+STEPS = 4
 LENGTHS = np.array([4, 0, 1, 2, 3])
 ROWS = len(LENGTHS)
 PADDING = np.arange(STEPS)[None] >= LENGTHS[:, None]
 # float32 rounding where the compiler may order sums differently; logits are of size 1.
 TOLERANCE = 2e-6
-
-
-@cache
-def make_model(name):
-    """Returns the model and parameters large enough for logits of size 1."""
-    model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
-    numbers = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: leaf + np.float32(0.3) * numbers.normal(size=leaf.shape).astype(np.float32),
-        jax.device_get(initial(name, 0)),
-    )
-    params["dense"]["bias"] += 3  # no review is where the ReLU is flat
-    return model, jax.device_put(params)
-
-
-@cache
-def make_initial(name):
-    return jax.jit(Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan")).init)
-
-
-def initial(name, seed):
-    return make_initial(name)(jax.random.key(seed))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,1 @@
+"""Attributions, how far to believe them, and pictures of them."""
