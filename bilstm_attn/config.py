@@ -326,7 +326,11 @@ def load_recipe(name: str, folder: Path) -> Config:
       UserError: there is no such recipe, or the file defines no `config`.
     """
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # such as a name too long for the system
+        found = False
+    if not found:
         raise unknown("recipe", name, recipe_names(folder))
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec is not None

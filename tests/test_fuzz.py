@@ -133,6 +133,7 @@ words = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().map(s
 
 @settings(max_examples=CASES // 5)  # a slow one
 @given(recipe=st.sampled_from(["quickstart", "best"]) | st.text(), rest=st.lists(words, max_size=4))
+@example("n" * 300, [])
 def test_command_line_is_understood_or_refused_in_one_line(recipe, rest):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "run_training", lambda *given, **more: 0)
