@@ -9,7 +9,7 @@ from peers import digests, losses
 from test_resume import Killed, at_batch, kill, send
 from tiny import error_of, train
 
-from bilstm_attn import train as loop
+from bilstm_attn.checkpoint import Checkpoints
 from bilstm_attn.run import Run
 
 
@@ -56,7 +56,7 @@ def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, f
             at_batch(patch, 3 * 3 + 1, lambda: send(signal.SIGTERM))  # three batches a step
             assert train(empty, "--name", "tiny", "--seeds", 3) == 143
         else:
-            save, saved = loop.Checkpoints.save, []
+            save, saved = Checkpoints.save, []
 
             def save_and_kill(self, step, *more):
                 if len(saved) == 4:  # the first of three has saved its second epoch
@@ -64,7 +64,7 @@ def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, f
                 saved.append(step)
                 return save(self, step, *more)
 
-            patch.setattr(loop.Checkpoints, "save", save_and_kill)
+            patch.setattr(Checkpoints, "save", save_and_kill)
             with pytest.raises(Killed):
                 train(empty, "--name", "tiny", "--seeds", 3)
     assert train(empty, "--name", "tiny", "--seeds", 3, "--resume") == 0
