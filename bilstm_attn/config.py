@@ -58,6 +58,8 @@ class DataConfig:
     """Rows of the embedding: the most frequent training words and 4 reserved ids."""
     max_tokens: int = 500
     """Of a longer review, the last so many tokens are read."""
+    drop_longer: bool = False
+    """Leave longer reviews out, of every split, instead."""
     batch_size: int = 256
     """Reviews a step, over all devices."""
     bucket_edges: tuple[int, ...] = (152, 216, 368)
@@ -110,6 +112,8 @@ class ModelConfig:
     """Width of a word's vector."""
     hidden_size: int = 64
     """Hidden units of one direction."""
+    encoder: str = "recurrent"
+    """What makes states of words' vectors: a name in encoder.ENCODERS."""
     layers: int = 2
     """Bidirectional layers."""
     cell: str = "lstm"
@@ -131,9 +135,9 @@ class ModelConfig:
     attention_size: int = 64
     """Units of the attention's hidden layer."""
     dense_size: int = 20
-    """Units of the layer before the logit."""
+    """Units of the layer before the logit; with 0 the logit reads the pooled states."""
     head_dropout: float = 0.5
-    """Rate of dropping that layer's outputs."""
+    """Rate of dropping what the logit reads."""
     products: Products = "float32"
     """What the recurrent layers' products are computed in; parameters, states and the rest stay
     float32. In tensorfloat32 (10 bits after the point) on a GPU alone; a CPU takes float32 then, a
@@ -150,8 +154,8 @@ class ModelConfig:
             hidden_size=self.hidden_size,
             layers=self.layers,
             attention_size=self.attention_size,
-            dense_size=self.dense_size,
         )
+        require(self.dense_size >= 0, f"model.dense_size must be at least 0, got {self.dense_size}")
         require_fraction(
             "model",
             word_dropout=self.word_dropout,
@@ -163,6 +167,11 @@ class ModelConfig:
     def states_size(self) -> int:
         """Width of both directions' states."""
         return 2 * self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of what the logit reads."""
+        return self.dense_size or self.states_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +190,12 @@ class OptimConfig:
     """Decay of Adam's mean of squared gradients."""
     epsilon: float = 1e-7
     """Added to Adam's denominator."""
+    amsgrad: bool = False
+    """Divide by the greatest mean of squared gradients so far (Reddi et al., 2018)."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices (AdamW); biases keep their size."""
+    l2_penalty: float = 0.0
+    """This times the parameters is added to their gradients, but not to the attention's."""
     clip_norm: float | None = None
     """Scale gradients down to at most this norm."""
 
@@ -196,9 +209,9 @@ class OptimConfig:
         )
         require_fraction("optim", beta1=self.beta1, beta2=self.beta2)
         require(
-            self.warmup_steps >= 0 and self.weight_decay >= 0,
-            "optim.warmup_steps and optim.weight_decay must be at least 0, "
-            f"got {self.warmup_steps} and {self.weight_decay}",
+            min(self.warmup_steps, self.weight_decay, self.l2_penalty) >= 0,
+            "optim.warmup_steps, optim.weight_decay and optim.l2_penalty must be at least 0, "
+            f"got {self.warmup_steps}, {self.weight_decay} and {self.l2_penalty}",
         )
 
 

@@ -1,4 +1,7 @@
-"""Both directions, stacked."""
+"""Words' vectors to states: both directions, stacked; or each word alone.
+
+A new encoder is one class and one line in `ENCODERS`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import native, pallas
-from bilstm_attn.recurrence import Precision, recur_both_ways
+from bilstm_attn.recurrence import Precision, length_mask, recur_both_ways
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
 
@@ -116,6 +119,30 @@ class Encoder(nnx.Module):
         for layer in self.layers[:-1]:
             inputs, _ = layer(inputs, lengths, keys)
         return self.layers[-1](inputs, lengths, keys)
+
+
+class TokenWise(nnx.Module):
+    """`states[t] = tanh(inputs[t] W + b)`: every token alone, without recurrence or dropout.
+
+    Wiegreffe and Pinter, 2019, arXiv:1908.04626, section 3.4: the perceptron that is guided by
+    another model's attention.
+    """
+
+    def __init__(self, config: ModelConfig, backend: Backend, *, rngs: nnx.Rngs):
+        del backend
+        shape = (config.embedding_size, config.states_size)
+        self.kernel = nnx.Param(cells.glorot_uniform(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(config.states_size))
+
+    def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
+        """Returns the states `[t b d]`, zero at padding, and each review's mean one `[b d]`."""
+        del keys
+        states = jnp.tanh(inputs @ self.kernel[...] + self.bias[...][None, None])
+        states = jnp.where(length_mask(lengths, len(inputs))[..., None], states, 0)
+        return states, states.sum(axis=0) / jnp.maximum(lengths, 1)[:, None]
+
+
+ENCODERS: dict[str, type[nnx.Module]] = {"recurrent": Encoder, "token_wise": TokenWise}
 
 
 def prepare_native(say: Callable[[str], None] = lambda line: None) -> None:

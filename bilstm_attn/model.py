@@ -11,7 +11,7 @@ from bilstm_attn.attention import ATTENTIONS, Attention
 from bilstm_attn.cells import glorot_uniform
 from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask, word_mask
-from bilstm_attn.encoder import Encoder
+from bilstm_attn.encoder import ENCODERS
 from bilstm_attn.errors import UserError
 from bilstm_attn.pooling import POOLINGS, Pooling
 from bilstm_attn.products import computed_in
@@ -40,20 +40,23 @@ class Classifier(nnx.Module):
         context = pooling(states, last, weights)
         logit = relu(context W_1 + b_1) w_2 + b_2
 
-    A positive logit means a positive review.
+    A positive logit means a positive review. Without a dense layer the logit is
+    `context w_2 + b_2`.
     """
 
     def __init__(
         self, config: ModelConfig, vocabulary_size: int, backend: Backend, *, rngs: nnx.Rngs
     ):
-        self.dense_size = config.dense_size
+        self.head_size = config.head_size
         self.word_dropout = config.word_dropout
         self.head_dropout = config.head_dropout
         table = jax.random.uniform(
             rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
         )
         self.embedding = nnx.Param(table)  # initial values as in Keras, here and below
-        self.encoder = Encoder(config, backend, rngs=rngs)
+        self.encoder = make(
+            "encoder", ENCODERS, config.encoder, {}, config=config, backend=backend, rngs=rngs
+        )
         self.pooling: Pooling = make(
             "pooling",
             POOLINGS,
@@ -77,10 +80,12 @@ class Classifier(nnx.Module):
             attention_size=config.attention_size,
             rngs=rngs,
         )
-        self.dense = nnx.Linear(
-            config.states_size, config.dense_size, kernel_init=glorot_uniform, rngs=rngs
-        )
-        self.logit = nnx.Linear(config.dense_size, 1, kernel_init=glorot_uniform, rngs=rngs)
+        self.has_dense = config.dense_size > 0
+        if self.has_dense:
+            self.dense = nnx.Linear(
+                config.states_size, config.dense_size, kernel_init=glorot_uniform, rngs=rngs
+            )
+        self.logit = nnx.Linear(self.head_size, 1, kernel_init=glorot_uniform, rngs=rngs)
 
     def embed(self, tokens: Tokens, keys: Keys | None = None) -> Inputs:
         """Returns the words' vectors, time-major `[t b e]`; `keys`, one a review, drop words."""
@@ -114,9 +119,9 @@ class Classifier(nnx.Module):
         with computed_in("float32"):
             mask = length_mask(lengths, states.shape[0])
             context = self.pooling(states, last, weights, mask)
-            units = jax.nn.relu(self.dense(context))
+            units = jax.nn.relu(self.dense(context)) if self.has_dense else context
             if keys is not None and self.head_dropout > 0:
-                units = units * dropout_mask(keys, "head", self.head_dropout, self.dense_size)
+                units = units * dropout_mask(keys, "head", self.head_dropout, self.head_size)
             return context, self.logit(units)[:, 0]
 
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:

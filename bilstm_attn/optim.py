@@ -1,11 +1,14 @@
 """Schedule and optimiser from a config."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from bilstm_attn.config import OptimConfig
+from bilstm_attn.types import Params
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -19,7 +22,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980), with clipping and decay if asked for.
+    """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980), with what else the config asks for.
 
     Epsilon is "epsilon hat", as in Keras and in the order of computation that the paper's section 2
     ends with: it is added to the uncorrected root. So it weighs `epsilon / sqrt(1 - beta2^t)` in
@@ -30,8 +33,10 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     def epsilon(count: Array) -> Array:
         return config.epsilon / jnp.sqrt(1 - config.beta2 ** (count + 1.0))
 
-    adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2", "eps_root"))
+    scale = optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
+    adam = optax.inject_hyperparams(scale, static_args=("b1", "b2", "eps_root"))
     chain = [
+        optax.add_decayed_weights(config.l2_penalty, mask=_all_but_attention),
         adam(b1=config.beta1, b2=config.beta2, eps=epsilon),
         optax.add_decayed_weights(
             config.weight_decay,
@@ -39,6 +44,15 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         ),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     ]
+    if config.l2_penalty == 0:
+        del chain[0]
     if config.clip_norm is not None:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*chain)
+
+
+def _all_but_attention(params: Params) -> Any:
+    return {
+        name: jax.tree.map(lambda _, name=name: name != "attention", inner)
+        for name, inner in params.items()
+    }

@@ -25,7 +25,13 @@ from bilstm_attn.cluster import (
     run_together,
 )
 from bilstm_attn.config import Backend, BackendChoice, Config, fields_of, require
-from bilstm_attn.data.batches import Examples, count_vocabulary, draw_parts, select_examples
+from bilstm_attn.data.batches import (
+    Examples,
+    count_vocabulary,
+    draw_parts,
+    read_rows,
+    select_examples,
+)
 from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
@@ -199,7 +205,8 @@ def _say_lengths(tokens: TokenCache, show: Show) -> None:
 def make_member(tokens: TokenCache, config: Config, run: Run) -> Member:
     """Returns a seed's words, the reviews trained on, and those measured each epoch."""
     train_split = tokens.split("train")
-    training, held_out = draw_parts(len(train_split.labels), config.data, config.seed)
+    rows = read_rows(train_split, config.data)
+    training, held_out = draw_parts(rows, config.data, config.seed)
     vocabulary = count_vocabulary(
         train_split, training, tokens.lexicon(), config.data.vocabulary_size
     )
@@ -277,10 +284,9 @@ def split_examples(
     if split not in (*tokens.splits, "validation"):
         raise unknown(f"split of {config.data.dataset}", split, (*tokens.splits, "validation"))
     if split != "validation":
-        rows = np.arange(len(tokens.split(split).labels))
+        rows = read_rows(tokens.split(split), config.data)
         return _examples(tokens, split, rows, vocabulary, config)
-    reviews = len(tokens.split("train").labels)
-    _, rows = draw_parts(reviews, config.data, config.seed)
+    _, rows = draw_parts(read_rows(tokens.split("train"), config.data), config.data, config.seed)
     if len(rows) == 0:
         raise UserError("this run held out no validation reviews; give --split test")
     return _examples(tokens, "train", rows, vocabulary, config)

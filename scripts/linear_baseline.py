@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Annotated
 
+import numpy as np
 from tyro.conf import arg
 
 from bilstm_attn.config import Config, DataConfig, require
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     tokens = prepare_tokens(parsed.dataset, parsed.places, show)
     started = time.perf_counter()
     lexicon_size, labels = len(tokens.lexicon()), tokens.split("train").labels
-    parts = draw_parts(len(labels), data, config.seed)
+    parts = draw_parts(np.arange(len(labels)), data, config.seed)
     ngrams = linear.find_ngrams(tokens.split("train"), lexicon_size)
     candidates = linear.fit_candidates(ngrams, labels, *parts, config.seed)
     for strength, _, measured in candidates:

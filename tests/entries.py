@@ -10,7 +10,7 @@ import pytest
 from bilstm_attn.attention import ATTENTIONS
 from bilstm_attn.cells import CELLS
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.encoder import prepare_native
+from bilstm_attn.encoder import ENCODERS, prepare_native
 from bilstm_attn.model import Model
 from bilstm_attn.pooling import POOLINGS
 
@@ -19,13 +19,19 @@ SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size
 DEFAULT = ModelConfig(**SMALL)
 CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
 # What stands above the layers does not see how many they are: one compiles sooner.
-TABLES = {"cell": (CELLS, 2), "attention": (ATTENTIONS, 1), "pooling": (POOLINGS, 1)}
+TABLES = {
+    "cell": (CELLS, 2),
+    "encoder": (ENCODERS, 1),
+    "attention": (ATTENTIONS, 1),
+    "pooling": (POOLINGS, 1),
+}
 CONFIGS |= {
     f"{field}-{name}": dataclasses.replace(DEFAULT, layers=layers, **{field: name})
     for field, (table, layers) in TABLES.items()
     for name in table
     if getattr(DEFAULT, field) != name
 }
+CONFIGS["head-without-dense"] = dataclasses.replace(DEFAULT, layers=1, dense_size=0)
 prepare_native()
 BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
 CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
@@ -41,7 +47,8 @@ def make_model(name):
         lambda leaf: leaf + np.float32(0.3) * numbers.normal(size=leaf.shape).astype(np.float32),
         jax.device_get(initial(name, 0)),
     )
-    params["dense"]["bias"] += 3  # no review is where the ReLU is flat
+    if "dense" in params:
+        params["dense"]["bias"] += 3  # no review is where the ReLU is flat
     return model, jax.device_put(params)
 
 

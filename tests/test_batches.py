@@ -1,5 +1,6 @@
 """Parts, vocabulary and batches: pure functions of seed and epoch that lose and double nothing."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -14,6 +15,7 @@ from bilstm_attn.data.batches import (
     plan_by_length,
     plan_epoch,
     read_batch,
+    read_rows,
     select_examples,
 )
 from bilstm_attn.data.cache import Split
@@ -52,25 +54,38 @@ def examples(rows=None) -> Examples:
 
 
 def test_parts_are_disjoint_whole_and_drawn_by_seed():
-    training, validation = draw_parts(23, CONFIG, seed=0)
+    training, validation = draw_parts(np.arange(23), CONFIG, seed=0)
     assert len(validation) == 4
     assert sorted([*training, *validation]) == list(range(23))
-    again, other = draw_parts(23, CONFIG, seed=0), draw_parts(23, CONFIG, seed=1)
+    again, other = (
+        draw_parts(np.arange(23), CONFIG, seed=0),
+        draw_parts(np.arange(23), CONFIG, seed=1),
+    )
     np.testing.assert_array_equal(again[1], validation)
     assert not np.array_equal(other[1], validation)
 
 
 def test_fewer_training_reviews_leave_the_validation_ones_as_they_are():
     few = DataConfig(validation_reviews=4, train_reviews=5)
-    training, validation = draw_parts(23, few, seed=0)
+    training, validation = draw_parts(np.arange(23), few, seed=0)
     assert len(training) == 5
-    np.testing.assert_array_equal(validation, draw_parts(23, CONFIG, seed=0)[1])
+    np.testing.assert_array_equal(validation, draw_parts(np.arange(23), CONFIG, seed=0)[1])
     assert not set(training) & set(validation)
+
+
+def test_longer_reviews_are_left_out_if_asked_for():
+    np.testing.assert_array_equal(read_rows(SPLIT, CONFIG), np.arange(23))
+    short = dataclasses.replace(CONFIG, drop_longer=True)
+    rows = read_rows(SPLIT, short)
+    assert 0 < len(rows) < 23
+    # With the start token, a review of max_tokens - 1 words is read whole.
+    assert SPLIT.counts[rows].max() == CONFIG.max_tokens - 1
+    assert SPLIT.counts[np.setdiff1d(np.arange(23), rows)].min() == CONFIG.max_tokens
 
 
 def test_asking_for_more_reviews_than_there_are_is_an_error():
     with pytest.raises(UserError, match=r"has 23 training reviews.*ask for 24; lower one"):
-        draw_parts(23, DataConfig(validation_reviews=4, train_reviews=20), seed=0)
+        draw_parts(np.arange(23), DataConfig(validation_reviews=4, train_reviews=20), seed=0)
 
 
 def test_vocabulary_counts_the_training_rows_alone_and_breaks_ties_by_word():

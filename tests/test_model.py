@@ -123,6 +123,8 @@ def swap_directions(params):
         return jnp.concatenate([matrix[half:], matrix[:half]])
 
     swapped = jax.tree.map(lambda leaf: leaf, params)
+    if "layers" not in swapped["encoder"]:  # it has no directions
+        return swapped
     for depth, layer in swapped["encoder"]["layers"].items():
         layer["forward"], layer["backward"] = layer["backward"], layer["forward"]
         if depth > 0:  # reads both directions of the layer below
@@ -131,7 +133,8 @@ def swap_directions(params):
     for name in ("states_kernel", "query_kernel", "kernel"):
         if name in swapped.get("attention", {}):
             swapped["attention"][name] = swap_rows(swapped["attention"][name])
-    swapped["dense"]["kernel"] = swap_rows(swapped["dense"]["kernel"])
+    head = "dense" if "dense" in swapped else "logit"
+    swapped[head]["kernel"] = swap_rows(swapped[head]["kernel"])
     return swapped
 
 

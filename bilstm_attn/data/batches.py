@@ -56,12 +56,19 @@ def random_numbers(seed: int, stream: str, *more: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), *more])
 
 
-def draw_parts(reviews: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of the training and of the validation part, each rising.
+def read_rows(split: Split, config: DataConfig) -> np.ndarray:
+    """Returns the rows of the reviews that the config reads, rising."""
+    rows = np.arange(len(split.labels))
+    return rows[split.counts + 1 <= config.max_tokens] if config.drop_longer else rows
+
+
+def draw_parts(rows: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which rows are the training and which the validation part, each rising.
 
     Raises:
       UserError: the config asks for more reviews than there are.
     """
+    reviews = len(rows)
     wanted = config.validation_reviews + (config.train_reviews or 1)
     if wanted > reviews:
         raise UserError(
@@ -69,7 +76,7 @@ def draw_parts(reviews: int, config: DataConfig, seed: int) -> tuple[np.ndarray,
             f"{config.validation_reviews} and data.train_reviews {config.train_reviews} ask for "
             f"{wanted}; lower one of them"
         )
-    order = random_numbers(seed, "split").permutation(reviews)
+    order = rows[random_numbers(seed, "split").permutation(reviews)]
     rest = order[config.validation_reviews :]
     return np.sort(rest[: config.train_reviews]), np.sort(order[: config.validation_reviews])
 

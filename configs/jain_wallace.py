@@ -1,0 +1,32 @@
+"""Jain and Wallace's IMDB model, selected on held-out reviews: is its attention an explanation?
+
+One layer, tanh attention over the states alone, no dropout, no dense layer; reviews of fewer than
+400 words. 5,000 reviews are held out by seed; the epoch with the best accuracy on them is exported
+and measured on test once. Deviations: word vectors start at random, not from fastText; the start
+token may be attended to; batches are drawn at random.
+
+Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. They sum the loss over a
+        batch where we take the mean, so the penalty is their 1e-5 by 32.
+Run:    python scripts/train.py jain_wallace
+Result: status: unmeasured
+"""
+
+from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+config = Config(
+    data=DataConfig(
+        vocabulary_size=14_000, max_tokens=400, drop_longer=True, batch_size=32, bucket_edges=()
+    ),
+    model=ModelConfig(
+        embedding_size=300,
+        hidden_size=128,
+        layers=1,
+        input_dropout=0.0,
+        attention="additive_keys",
+        attention_size=128,
+        dense_size=0,
+        head_dropout=0.0,
+    ),
+    optim=OptimConfig(epsilon=1e-8, amsgrad=True, l2_penalty=1e-5 / 32),
+    train=TrainConfig(epochs=8),
+)
