@@ -5,13 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from entries import VOCABULARY, make_model
+from planted import keys_of as planted_keys
+from planted import planted
 from sklearn.linear_model import Ridge
 
 from bilstm_attn.benchmark.compare import reference_logits
-from bilstm_attn.config import ModelConfig
 from bilstm_attn.explain.attribution import (
     ATTRIBUTIONS,
     GradientTimesInput,
@@ -23,7 +23,6 @@ from bilstm_attn.explain.attribution import (
     completeness_error,
 )
 from bilstm_attn.explain.subsets import delete
-from bilstm_attn.model import Model
 from bilstm_attn.types import Batch
 
 STEPS = 6
@@ -221,58 +220,26 @@ def test_deleting_moves_the_others_together():
     assert found[0, :2].tolist() == [5, 7]
 
 
-# Planted evidence: reviews of noise in which one word says which of the two answers is right.
+# Planted evidence
 
 
-@pytest.fixture(scope="module")
-def planted() -> tuple:
-    """A model that has learned such reviews, some more of them, and where their evidence is."""
-    steps, rows, words = 12, 600, 20
-    numbers = np.random.default_rng(0)
-    tokens = numbers.integers(6, words, (rows, steps)).astype(np.int32)
-    lengths = numbers.integers(6, steps + 1, rows).astype(np.int32)
-    places = (numbers.random(rows) * lengths).astype(int)
-    labels = numbers.integers(0, 2, rows)
-    tokens[np.arange(rows), places] = 4 + labels  # word 4 or word 5
-    tokens *= np.arange(steps)[None] < lengths[:, None]
-    small = {"embedding_size": 8, "hidden_size": 6, "attention_size": 5, "dense_size": 4}
-    model = Model(ModelConfig(**small, layers=1), words)
-    params, adam = model.init(jax.random.key(0)), optax.adam(0.02)
-
-    @jax.jit
-    def step(params, state, tokens, lengths, labels):
-        def loss(params):
-            logits = model(params, tokens, lengths).logits
-            return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
-
-        updates, state = adam.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
-
-    state = adam.init(params)
-    for _ in range(60):
-        params, state = step(params, state, tokens[:500], lengths[:500], labels[:500])
-    held = slice(500, None)
-    logits = model(params, jnp.asarray(tokens[held]), jnp.asarray(lengths[held])).logits
-    assert ((np.asarray(logits) > 0) == labels[held]).mean() > 0.98
-    return model, params, tokens[held], lengths[held], labels[held], places[held]
-
-
-def found(planted, attribution) -> float:
+def found(attribution) -> float:
     """Returns the share of reviews whose largest weight, toward the label, is the evidence's."""
-    model, params, tokens, lengths, labels, places = planted
-    keys = jax.random.split(jax.random.key(0), len(tokens))
-    run = jax.jit(partial(attribution, model))
-    weights = np.array(run(params, jnp.asarray(tokens), jnp.asarray(lengths), keys))
+    made = planted()
+    labels, lengths = made.held_out.labels, made.held_out.lengths
+    run = jax.jit(partial(attribution, made.model))
+    given = jnp.asarray(made.tokens), jnp.asarray(lengths, jnp.int32)
+    weights = np.array(run(made.params, *given, planted_keys(len(labels))))
     if attribution.signed:
         weights *= np.where(labels, 1, -1)[:, None]
-    weights[np.arange(tokens.shape[1])[None] >= lengths[:, None]] = -np.inf
-    return float((weights.argmax(axis=1) == places).mean())
+    weights[np.arange(made.tokens.shape[1])[None] >= lengths[:, None]] = -np.inf
+    return float((weights.argmax(axis=1) == made.places).mean())
 
 
 @pytest.mark.parametrize("name", ["leave_one_out", "integrated_gradients", "lime"])
-def test_planted_evidence_is_found(planted, name):
-    assert found(planted, ATTRIBUTIONS[name]()) > 0.95
+def test_planted_evidence_is_found(name):
+    assert found(ATTRIBUTIONS[name]()) > 0.95
 
 
-def test_random_does_not_find_planted_evidence(planted):
-    assert found(planted, Random()) < 0.3  # chance is 1 in 9, the mean length
+def test_random_does_not_find_planted_evidence():
+    assert found(Random()) < 0.3  # chance is 1 in 10, the mean length
