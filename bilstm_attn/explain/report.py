@@ -1,0 +1,275 @@
+"""An examination of several models as a folder: numbers, figures, and a report that shows both."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from markdown_it import MarkdownIt
+
+from bilstm_attn.checkpoint import write_file
+from bilstm_attn.explain.examine import Faithful, JainWallace
+from bilstm_attn.metrics import accuracy, roc_auc
+
+MOST = math.log(2)  # of a Jensen-Shannon divergence, in nats
+CLASSES = (("negative", "tab:orange"), ("positive", "tab:blue"))
+BINS = 4  # of the greatest attention weight, as in Jain and Wallace, 2019
+
+# Jain and Wallace's own output for IMDB, a BiLSTM and tanh attention, 4,356 test reviews:
+# github.com/successar/AttentionExplanation, graph_outputs/evaluate/imdb+lstm+tanh.json,
+# CorrStats_kendalltau/imdb+lstm+tanh.csv (whose rows carry crossed names), and the mean of the
+# histogram eMaxJDS_Hist/imdb+lstm+tanh.svg.
+PUBLISHED = {
+    "accuracy": ".898",
+    "ROC-AUC": ".960",
+    "τ attention, gradient": ".437 ± .061",
+    "τ attention, leave one out": ".341 ± .070",
+    "τ gradient, leave one out": ".517 ± .100",
+    "ε-max JSD, mean": ".587",
+}
+
+
+class Trained(NamedTuple):
+    """A model that was trained beside another: how far it is from it on the reviews asked about."""
+
+    name: str
+    accuracy: float
+    divergence: float | None  # mean JSD of its attention from the base's, in nats
+    change: float  # mean difference of the probabilities
+
+
+class Examined(NamedTuple):
+    """Everything that was found about one model."""
+
+    name: str
+    about: str
+    labels: np.ndarray
+    attention: JainWallace
+    faithful: dict[str, Faithful]
+    trained: list[Trained]
+    trade_off: list[tuple[float, Trained]]  # by the adversary's strength, rising
+
+
+def draw_permutation(examined: Examined) -> bytes:
+    """Returns violins of the median change by permutation, by the greatest weight and answer."""
+
+    def draw(axes: Any) -> None:
+        bins = np.minimum((examined.attention.greatest_weight * BINS).astype(int), BINS - 1)
+        for side, (label, colour) in enumerate(CLASSES):
+            for number in range(BINS):
+                chosen = (bins == number) & ((examined.attention.logits > 0) == side)
+                if chosen.sum() > 1:
+                    parts = axes.violinplot(
+                        examined.attention.permutation[chosen],
+                        [number + 0.22 * (2 * side - 1)],
+                        vert=False,
+                        widths=0.4,
+                        showmedians=True,
+                        showextrema=False,
+                    )
+                    parts["bodies"][0].set_color(colour)
+                    parts["cmedians"].set_color(colour)
+            axes.plot([], [], color=colour, label=label)
+        edges = [f"{number / BINS:.2g}–{(number + 1) / BINS:.2g}" for number in range(BINS)]
+        axes.set_yticks(range(BINS), edges)
+        axes.set(xlim=(0, 1), ylim=(-0.6, BINS - 0.4))
+        axes.set(xlabel="median change of the probability", ylabel="greatest attention weight")
+        axes.legend(title="answer", frameon=False)
+
+    return _figure(draw)
+
+
+def draw_histograms(
+    values: dict[str, np.ndarray], limits: tuple[float, float], label: str
+) -> bytes:
+    """Returns a histogram of each set of values."""
+
+    def draw(axes: Any) -> None:
+        for name, each in values.items():
+            axes.hist(each, bins=40, range=limits, histtype="step", linewidth=1.6, label=name)
+        axes.set(xlabel=label, ylabel="reviews", xlim=limits)
+        axes.legend(frameon=False, loc="best")
+
+    return _figure(draw)
+
+
+def draw_trade_off(examined: Examined) -> bytes:
+    """Returns the adversary's curve, with the other trained models beside it."""
+
+    def draw(axes: Any) -> None:
+        curve = [one for _, one in examined.trade_off]
+        axes.plot(
+            [one.divergence for one in curve],
+            [one.change for one in curve],
+            "o--",
+            color="tab:purple",
+            label="trained adversary",
+        )
+        for strength, one in examined.trade_off:
+            axes.annotate(
+                f"λ {strength:g}",
+                (one.divergence, one.change),
+                textcoords="offset points",
+                xytext=(5, 4),
+                fontsize=8,
+            )
+        beside = [one for one in examined.trained if one.divergence is not None]
+        for one, marker in zip(beside, "^vsD*Pph", strict=False):
+            axes.plot([one.divergence], [one.change], marker, label=one.name)
+        axes.set(xlim=(0, MOST), ylim=(0, None))
+        axes.set(
+            xlabel="mean JSD of attention from the base's, nats (at most 0.693)",
+            ylabel="mean change of the probability",
+        )
+        axes.legend(frameon=False)
+
+    return _figure(draw)
+
+
+def _figure(draw: Callable[[Any], None]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), dpi=90, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def figures_of(examined: Examined) -> dict[str, bytes]:
+    """Returns every figure, by its name."""
+    attention = examined.attention
+    by_class = {
+        label: attention.adversary[(attention.logits > 0) == side]
+        for side, (label, _) in enumerate(CLASSES)
+    }
+    taus = {name: one.taus for name, one in attention.agreements.items()}
+    figures = {
+        "permutation": draw_permutation(examined),
+        "adversary": draw_histograms(by_class, (0, MOST), "ε-max JSD, nats"),
+        "agreement": draw_histograms(taus, (-1, 1), "Kendall's τ"),
+    }
+    return figures | ({"trade-off": draw_trade_off(examined)} if examined.trade_off else {})
+
+
+CAPTIONS = {
+    "permutation": "Median change of the probability over 100 permutations of a review's "
+    "attention, by its greatest weight.",
+    "adversary": "The furthest attention, of five sought for each review, that changes the "
+    "probability by at most 0.05.",
+    "agreement": "Agreement of attention, gradient and leaving words out, a review each.",
+    "trade-off": "Models trained to give the base's answers under other attention, and models "
+    "trained beside it.",
+}
+
+
+def headline(examined: Examined) -> dict[str, str]:
+    """Returns the figures that were published for Jain and Wallace's model, of this one."""
+    attention = examined.attention
+    found = {
+        "accuracy": f"{accuracy(attention.logits, examined.labels):.3f}",
+        "ROC-AUC": f"{roc_auc(attention.logits, examined.labels):.3f}",
+    }
+    for name, one in attention.agreements.items():
+        found[f"τ {name}"] = f"{one.mean:.3f} ± {one.spread:.3f}"
+    found["ε-max JSD, mean"] = f"{attention.adversary.mean():.3f}"
+    return {name: value.removeprefix("0") for name, value in found.items()}
+
+
+def write_report(models: Sequence[Examined], folder: Path) -> None:
+    """Writes `report.md`, `report.html` and the figures into a folder.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    figures = {one.name: figures_of(one) for one in models}
+    for name, drawn in figures.items():
+        for figure, data in drawn.items():
+            write_file(folder / f"{name}-{figure}.png", data)
+    text = markdown(models, figures)
+    write_file(folder / "report.md", text.encode())
+    write_file(folder / "report.html", as_html(text, figures).encode())
+
+
+def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -> str:
+    """Returns the report."""
+    lines = ["# Is attention an explanation?", ""]
+    lines += [f"- **{one.name}**: {one.about}" for one in models]
+    found = {one.name: headline(one) for one in models}
+    lines += ["", "± is the standard deviation over reviews.", ""]
+    rows = [
+        [name, published, *(found[one.name][name] for one in models)]
+        for name, published in PUBLISHED.items()
+    ]
+    lines += _table(["", "published", *found], rows)
+    for one in models:
+        lines += ["", f"## {one.name}", ""]
+        for name, each in one.attention.agreements.items():
+            share = f"{100 * each.significant:.0f} %"
+            lines.append(f"- τ of {name}: p ≤ 0.05 in {share} of the reviews")
+        median = np.median(one.attention.permutation)
+        lines.append(f"- median over reviews of the change by permutation: {median:.4f}")
+        for name in figures[one.name]:
+            lines += ["", f"![{CAPTIONS[name]}]({one.name}-{name}.png)", "", CAPTIONS[name]]
+        lines += ["", "### How faithful each attribution is", ""]
+        lines.append(
+            "Means over reviews. Comprehensiveness: higher is better; the others: lower is better."
+        )
+        head = ["", "comprehensiveness", "sufficiency", "least share that flips", "infidelity"]
+        rows = [[name, *(f"{x:.4f}" for x in each)] for name, each in one.faithful.items()]
+        lines += ["", *_table(head, rows)]
+        trained = [*one.trained, *(each for _, each in one.trade_off)]
+        if trained:
+            lines += ["", "### Models trained beside it", ""]
+            rows = [
+                [
+                    each.name,
+                    f"{each.accuracy:.3f}",
+                    "–" if each.divergence is None else f"{each.divergence:.3f}",
+                    f"{each.change:.3f}",
+                ]
+                for each in trained
+            ]
+            lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
+        seconds = ", ".join(f"{name} {value:.0f}" for name, value in one.attention.seconds.items())
+        lines += ["", f"Seconds: {seconds}."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.6;
+  font-family: system-ui, "Liberation Sans", sans-serif; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { padding: .25rem .75rem; border-bottom: 1px solid #8886; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; background: #fff; border-radius: 6px; }
+"""
+
+
+def as_html(text: str, figures: dict[str, dict[str, bytes]]) -> str:
+    """Returns the report's Markdown as one HTML file, its pictures in it."""
+    body = MarkdownIt().enable("table").render(text)
+    for name, drawn in figures.items():
+        for figure, data in drawn.items():
+            inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+            body = body.replace(f'src="{name}-{figure}.png"', f'src="{inline}"')
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Is attention an explanation?</title><style>{STYLE}</style></head>"
+        f"<body>{body}</body></html>"
+    )

@@ -1,0 +1,56 @@
+"""Asks whether attention is an explanation: `python scripts/examine.py RUN [RUN ...]`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from bilstm_attn.config import BackendChoice
+from bilstm_attn.data.cache import DataPlaces
+from bilstm_attn.process import set_up_process
+from bilstm_attn.terminal import parse, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
+    """Folders of finished runs. Other seeds beside one are compared with it."""
+    out: Path = Path("docs/attention")
+    """Where the report goes."""
+    limit: int = 4356
+    """How many test reviews are asked about."""
+    seed: int = 0
+    """Draws them."""
+    strengths: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
+    """Of the trained adversary: how much another attention is worth against another answer."""
+    epochs: int | None = None
+    """Of the models that are trained beside each run; as many as the run's by default."""
+    devices: int | None = None
+    """Devices to share each batch; None is every accelerator, or up to 8 cores."""
+    backend: BackendChoice = "auto"
+    """How the recurrence runs, as in scripts/train.py."""
+    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+
+
+def main(arguments: list[str]) -> int:
+    """Examines; returns the exit status."""
+    parsed = parse(
+        Arguments,
+        arguments,
+        program="scripts/examine.py",
+        description="Puts runs through the experiments of Jain and Wallace, 2019, and of Wiegreffe "
+        "and Pinter, 2019, and through measures of faithfulness; writes a report. What is found is "
+        "kept in each run's folder, so that it goes on where it was stopped.",
+    )
+    from bilstm_attn.explain.examination import run_examination  # jax takes seconds to import
+
+    given: dict[str, Any] = dict(vars(parsed))
+    return run_examination(given.pop("run"), **given)
+
+
+if __name__ == "__main__":
+    set_up_process()
+    run_script(main)
