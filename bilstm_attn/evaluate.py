@@ -3,21 +3,35 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bilstm_attn.checkpoint import write_file
 from bilstm_attn.config import DataConfig
-from bilstm_attn.data.batches import Examples, plan_by_length, read_batch
+from bilstm_attn.data.batches import BatchPlan, Examples, plan_by_length, read_batch
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.sharding import ROWS, WHOLE, own_part, place_rows
 from bilstm_attn.types import Batch, Logits, Params
 
+Rows = Int[Array, " b"]  # of the split
 LogitsOf = Callable[[Params, Batch], Float[Array, " b"]]
+
+
+def make_step(function: Callable[[Params, Any], Any], mesh: Mesh) -> Callable[[Params, Any], Any]:
+    """Returns `function` of parameters and a tree of rows, compiled for a mesh.
+
+    What it returns, arrays of the same rows, every device has.
+    """
+    # check_vma=False: the native kernel does not say what it varies over.
+    over_mesh = jax.shard_map(
+        function, mesh=mesh, in_specs=(WHOLE, ROWS), out_specs=ROWS, check_vma=False
+    )
+    return jax.jit(over_mesh, out_shardings=NamedSharding(mesh, WHOLE))
 
 
 def make_logits_step(model: Model, mesh: Mesh) -> LogitsOf:
@@ -26,11 +40,48 @@ def make_logits_step(model: Model, mesh: Mesh) -> LogitsOf:
     def logits_of(params: Params, batch: Batch) -> Logits:
         return model(params, batch.tokens, batch.length).logits
 
-    # check_vma=False: the native kernel does not say what it varies over.
-    over_mesh = jax.shard_map(
-        logits_of, mesh=mesh, in_specs=(WHOLE, ROWS), out_specs=ROWS, check_vma=False
-    )
-    return jax.jit(over_mesh, out_shardings=NamedSharding(mesh, WHOLE))
+    return make_step(logits_of, mesh)
+
+
+def map_reviews(
+    step: Callable[[Params, Batch, Rows], Any],
+    params: Params,
+    examples: Examples,
+    config: DataConfig,
+    mesh: Mesh,
+    advance: Callable[[int], object] = lambda reviews: None,
+) -> Any:
+    """Returns what `step` says of every example, in the examples' order.
+
+    Its arrays are `[b]` or `[b t]`; the latter are padded with zeros to `config.max_tokens`.
+    `advance` is called with the number of reviews done since the last call.
+    """
+    collected, waiting = [], None
+
+    def collect(plan: BatchPlan, on_device: Any) -> None:
+        own = plan.slots >= 0
+        found = jax.tree.map(lambda leaf: np.asarray(leaf)[own], on_device)
+        collected.append((plan.slots[own], found))
+        advance(plan.size)
+
+    for plan in plan_by_length(examples.lengths, config):
+        (group,) = read_batch(examples, plan, config, part := own_part(mesh))
+        rows: Any = examples.rows[np.split(plan.slots, part.parts)[part.number]].astype(np.int32)
+        dispatched = plan, step(params, *place_rows((group, rows), mesh))
+        if waiting is not None:
+            collect(*waiting)  # while the device works on the next batch
+        waiting = dispatched
+    if waiting is not None:
+        collect(*waiting)
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        shape = (examples.size, *[config.max_tokens] * (parts[0].ndim - 1))
+        whole = np.zeros(shape, parts[0].dtype)
+        for (slots, _), part in zip(collected, parts, strict=True):
+            whole[(slots, *(slice(size) for size in part.shape[1:]))] = part
+        return whole
+
+    return jax.tree.map(join, *(found for _, found in collected))
 
 
 def predict_logits(
@@ -41,27 +92,13 @@ def predict_logits(
     mesh: Mesh,
     advance: Callable[[int], object] = lambda reviews: None,
 ) -> np.ndarray:
-    """Returns the logit of every example, `float32[n]`, in the examples' order.
+    """Returns the logit of every example, `float32[n]`, in the examples' order."""
 
-    `advance` is called with the number of reviews done since the last call.
-    """
-    logits = np.full(examples.size, np.nan, np.float32)
-    waiting = None
+    def step(params: Params, batch: Batch, rows: Rows) -> Float[Array, " b"]:
+        del rows
+        return logits_of(params, batch)
 
-    def collect(plan, device_logits) -> None:
-        own = plan.slots >= 0
-        logits[plan.slots[own]] = np.asarray(device_logits)[own]
-        advance(plan.size)
-
-    for plan in plan_by_length(examples.lengths, config):
-        (group,) = place_rows(read_batch(examples, plan, config, own_part(mesh)), mesh)
-        dispatched = plan, logits_of(params, group)
-        if waiting is not None:
-            collect(*waiting)  # while the device works on the next batch
-        waiting = dispatched
-    if waiting is not None:
-        collect(*waiting)
-    return logits
+    return map_reviews(step, params, examples, config, mesh, advance)
 
 
 def save_predictions(path: Path, examples: Examples, logits: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.pooling import POOLINGS
-from bilstm_attn.text import START, UNKNOWN, clip, decode_utf8, spans, tokenise
+from bilstm_attn.text import START, UNKNOWN, Vocabulary, clip, decode_utf8, spans, tokenise
 
 MAX_WORDS = 50_000  # twenty times the longest review there is: more is no review
 REVIEWS_AT_ONCE = 32
@@ -59,6 +59,29 @@ class Prediction(NamedTuple):
         }
 
 
+def read_text(text: str, vocabulary: Vocabulary, max_tokens: int) -> np.ndarray:
+    """Returns the ids `int32[t]` that a model reads of `text`, at most `max_tokens`.
+
+    Raises:
+      UserError: the text has no word, none that the model knows, or too many.
+    """
+    words = tokenise(text)
+    if not words:
+        raise UserError("the text is empty; give at least one word")
+    if len(words) > MAX_WORDS:
+        raise UserError(
+            f"the text has {len(words):,} words, the limit is {MAX_WORDS:,}, and only the last "
+            f"{max_tokens} are read; give the part that matters"
+        )
+    ids = vocabulary.encode(words)
+    if (ids == UNKNOWN).all():
+        raise UserError(
+            f"the model knows none of the text's {len(words):,} words; it was trained on "
+            "English film reviews: give one"
+        )
+    return clip(ids, max_tokens)
+
+
 class Predictor:
     """A model from its one exported file, compiled for each length, for one review and for many."""
 
@@ -75,26 +98,8 @@ class Predictor:
         self._model = jax.jit(Model(self.config.model, self.vocabulary.size).__call__)
 
     def read(self, text: str) -> np.ndarray:
-        """Returns the ids `int32[t]` that the model reads of `text`, at most `max_tokens`.
-
-        Raises:
-          UserError: the text has no word, none that the model knows, or too many.
-        """
-        words = tokenise(text)
-        if not words:
-            raise UserError("the text is empty; give at least one word")
-        if len(words) > MAX_WORDS:
-            raise UserError(
-                f"the text has {len(words):,} words, the limit is {MAX_WORDS:,}, and only the last "
-                f"{self.config.data.max_tokens} are read; give the part that matters"
-            )
-        ids = self.vocabulary.encode(words)
-        if (ids == UNKNOWN).all():
-            raise UserError(
-                f"the model knows none of the text's {len(words):,} words; it was trained on "
-                "English film reviews: give one"
-            )
-        return clip(ids, self.config.data.max_tokens)
+        """Returns the ids `int32[t]` that the model reads of `text`, as `read_text` does."""
+        return read_text(text, self.vocabulary, self.config.data.max_tokens)
 
     def __call__(self, texts: Iterable[str]) -> list[Prediction]:
         """Returns a prediction a text.

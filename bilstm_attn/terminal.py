@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
+from rich.color import Color
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,11 +19,13 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.style import Style
 from rich.text import Text
 
 from bilstm_attn.errors import UserError
 
 T = TypeVar("T")
+YELLOW, BLUE, ORANGE = (255, 255, 0), (90, 160, 230), (255, 160, 60)
 
 
 @runtime_checkable
@@ -92,6 +95,22 @@ class Show:
             f"accuracy {percent(record[f'{split}_accuracy'])}  "
             f"{record['reviews_per_second']:,.0f} reviews/s  {record['seconds']:.1f} s"
         )
+
+
+def shade_words(
+    text: str, places: Sequence[tuple[int, int]], weights: Sequence[float], *, signed: bool
+) -> Text:
+    """Returns `text` with the words at `places` shaded by their weights' share of the largest.
+
+    Yellow, or if weights are signed blue above 0 and orange below.
+    """
+    shaded, most = Text(text), max(map(abs, weights), default=0.0)
+    for (start, stop), weight in zip(places, weights, strict=True):
+        share = abs(weight) / most if most > 0 else 0.0
+        full = YELLOW if not signed else BLUE if weight > 0 else ORANGE
+        background = Color.from_rgb(*(round(255 - share * (255 - part)) for part in full))
+        shaded.stylize(Style(color="black", bgcolor=background), start, stop)
+    return shaded
 
 
 def percent(share: float) -> str:

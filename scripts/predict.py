@@ -7,16 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-from rich.color import Color
 from rich.console import Console
-from rich.style import Style
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from bilstm_attn.config import require
 from bilstm_attn.errors import UserError
 from bilstm_attn.process import use_cuda_graphs
-from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.terminal import parse, run_script, shade_words
 from bilstm_attn.text import decode_utf8
 
 
@@ -47,12 +45,11 @@ def show_prediction(prediction, top: int) -> None:
         return
     words = (f"{prediction.text[word.start : word.stop]} {word.weight:.3f}" for word in listed)
     console.print("most attention  " + ", ".join(words), markup=False)
-    shaded = Text(prediction.text)
-    most, least = listed[0].weight, min(word.weight for word in prediction.words)
-    for word in prediction.words:
-        share = (word.weight - least) / (most - least) if most > least else 1.0
-        background = Color.from_rgb(255, 255, round(255 * (1 - share)))
-        shaded.stylize(Style(color="black", bgcolor=background), word.start, word.stop)
+    least = min(word.weight for word in prediction.words)
+    places = [(word.start, word.stop) for word in prediction.words]
+    # From the least, so that attention that is nearly even still shows where it is not.
+    weights = [word.weight - least for word in prediction.words]
+    shaded = shade_words(prediction.text, places, weights, signed=False)
     if console.color_system:
         console.print(shaded)
 

@@ -1,0 +1,73 @@
+"""Explained reviews as a picture: every word in a box of its weight's colour."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from bilstm_attn.explain.attribution import Attribution
+from bilstm_attn.explain.page import label_of
+from bilstm_attn.explain.reviews import Explained
+
+COLUMNS = 100  # characters a line
+COLOURS = {"for": "#2166ac", "against": "#d97100", "size": "#7851a9"}  # told apart by all eyes
+
+
+def lay_out(words: Sequence[str], columns: int = COLUMNS) -> list[list[int]]:
+    """Returns which words stand in each line of at most `columns` characters.
+
+    >>> lay_out(["so", "long", "and"], columns=7)
+    [[0, 1], [2]]
+    """
+    lines: list[list[int]] = [[]]
+    used = 0
+    for at, word in enumerate(words):
+        if lines[-1] and used + 1 + len(word) > columns:
+            lines.append([])
+            used = 0
+        used += len(word) + bool(lines[-1])
+        lines[-1].append(at)
+    return lines
+
+
+def draw_reviews(
+    reviews: Sequence[Explained], names: Sequence[str], attributions: Mapping[str, Attribution]
+) -> bytes:
+    """Returns a PNG: every review once for each attribution, the words that were read."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    blocks = []
+    for review, name in zip(reviews, names, strict=True):
+        places = review.places[len(review.places) - review.read :]
+        words = [review.text[slice(*place)] for place in places]
+        title = f"review {name}: {review.answer}, {review.probability:.3f} positive"
+        blocks += [
+            (f"{title}, by {label_of(which)}", words, review.weights[which], one.signed)
+            for which, one in attributions.items()
+        ]
+    layouts = [lay_out(words) for _, words, *_ in blocks]
+    height = sum(len(lines) + 2 for lines in layouts)
+    figure = Figure(figsize=(11, 0.22 * height + 0.2), dpi=110)
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set(xlim=(0, COLUMNS + 1), ylim=(height, 0))
+    axes.axis("off")
+    mono = {"family": "monospace", "fontsize": 9, "va": "center", "parse_math": False}
+    top = 0.0
+    for (title, words, weights, signed), lines in zip(blocks, layouts, strict=True):
+        axes.text(0, top + 0.5, title, fontsize=9, weight="bold", va="center", parse_math=False)
+        most = max((abs(weight) for weight in weights), default=0)
+        for number, line in enumerate(lines, start=1):
+            left = 0
+            for at in line:
+                share = abs(weights[at]) / most if most > 0 else 0
+                colour = COLOURS["size" if not signed else "for" if weights[at] > 0 else "against"]
+                size = len(words[at])
+                box = Rectangle(
+                    (left, top + number + 0.05), size, 0.9, color=colour, alpha=0.7 * share, lw=0
+                )
+                axes.add_patch(box)
+                axes.text(left, top + number + 0.5, words[at], **mono)
+                left += size + 1
+        top += len(lines) + 2
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
