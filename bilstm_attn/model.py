@@ -1,6 +1,7 @@
 """The assembled classifier, and the one place that turns a config into it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask, word_mask
 from bilstm_attn.encoder import ENCODERS
 from bilstm_attn.errors import UserError
-from bilstm_attn.pooling import POOLINGS, Pooling
+from bilstm_attn.pooling import POOLINGS, AttentionPooling, Pooling, weighted_sum
 from bilstm_attn.products import computed_in
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.registry import look_up, make
@@ -25,6 +26,7 @@ from bilstm_attn.types import (
     Logits,
     Output,
     Params,
+    Projected,
     Query,
     States,
     Tokens,
@@ -124,6 +126,26 @@ class Classifier(nnx.Module):
                 units = units * dropout_mask(keys, "head", self.head_dropout, self.head_size)
             return context, self.logit(units)[:, 0]
 
+    def project(self, states: States) -> Projected:
+        """Returns the head's first layer, without its bias, of each state `[t b u]`."""
+        with computed_in("float32"):
+            return states @ self._first_layer().kernel[...]
+
+    def decide_projected(self, projected: Projected, weights: Weights) -> Logits:
+        """Returns the logits under any attention weights, of the projected states.
+
+        A linear layer of a weighted sum is the weighted sum of the layer: less work than `decide`
+        where many weights are tried over the same states.
+        """
+        with computed_in("float32"):
+            bias = self._first_layer().bias
+            assert bias is not None
+            units = weighted_sum(weights, projected) + bias[...][None]
+            return (self.logit(jax.nn.relu(units)) if self.has_dense else units)[:, 0]
+
+    def _first_layer(self) -> nnx.Linear:
+        return self.dense if self.has_dense else self.logit
+
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
         """Returns everything computed from the words' vectors `[t b e]`.
 
@@ -173,6 +195,16 @@ class Model:
     ) -> Logits:
         """Returns the logits under any attention weights `[t b]`, without dropout."""
         return self._merge(params).decide(states, last, weights, lengths)[1]
+
+    def answer(
+        self, params: Params, states: States, last: Query, lengths: Lengths
+    ) -> Callable[[Weights], Logits]:
+        """Returns the function from attention weights `[t b]` to logits: `decide`, for many."""
+        classifier = self._merge(params)
+        if not isinstance(classifier.pooling, AttentionPooling):
+            return lambda weights: classifier.decide(states, last, weights, lengths)[1]
+        projected = classifier.project(states)
+        return lambda weights: classifier.decide_projected(projected, weights)
 
     def classify(
         self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None

@@ -25,6 +25,7 @@ InputNoise = Float[Array, "b e"]  # a dropout mask, already divided by the rate 
 Hidden = Float[Array, "b h"]
 HiddenStates = Float[Array, "t b h"]
 States = Float[Array, "t b d"]
+Projected = Float[Array, "t b u"]  # states, each through the head's first layer
 Query = Float[Array, "b d"]
 Context = Float[Array, "b d"]
 Scores = Float[Array, "t b"]

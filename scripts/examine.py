@@ -22,6 +22,8 @@ class Arguments:
     """Where the report goes."""
     limit: int = 4356
     """How many test reviews are asked about."""
+    few: int = 512
+    """Of how many of them every attribution's faithfulness is measured."""
     seed: int = 0
     """Draws them."""
     strengths: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)

@@ -184,7 +184,8 @@ def test_page_works_in_a_browser(tmp_path, page):
 
 def test_terminal_lists_the_strongest_words(run, capsys):
     assert explain(run.folder, "brillo filmo dregg", "--format", "terminal") == 0
-    said = capsys.readouterr().out.splitlines()
+    about, *said = capsys.readouterr().out.splitlines()
+    assert "Integrated gradients add up to the logit's change to within" in about
     assert said[0].startswith("review text: ")
     assert [line.split(":")[0] for line in said[1:]] == [
         "attention",

@@ -202,6 +202,21 @@ def test_embedding_learns_from_own_tokens_alone():
     assert set(np.flatnonzero(moved)) == set(np.asarray(tokens)[~PADDING])
 
 
+@every_entry
+def test_head_of_projected_states_is_the_head(name):
+    model, params = make_model(name)
+    lengths = jnp.asarray(LENGTHS)
+    states, last = model.encode(params, model.embed(params, jnp.asarray(random_tokens())), lengths)
+    weights = jnp.asarray(np.random.default_rng(0).random(PADDING.T.shape), jnp.float32)
+    weights *= ~PADDING.T
+    np.testing.assert_allclose(
+        model.answer(params, states, last, lengths)(weights),
+        model.decide(params, states, last, weights, lengths),
+        atol=TOLERANCE,
+        rtol=TOLERANCE,
+    )
+
+
 def test_without_keys_there_is_no_noise():
     config = dataclasses.replace(CONFIGS["cell-lstm"], input_dropout=0.0, head_dropout=0.0)
     _, params = make_model("cell-lstm")

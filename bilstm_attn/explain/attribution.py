@@ -199,12 +199,16 @@ class LeaveOneOut(Attribution):
         del keys
         steps = tokens.shape[1]
 
-        def without(at: Array) -> Logits:
-            keep = jnp.broadcast_to(jnp.arange(steps)[None] != at, tokens.shape)
-            return model(params, *delete(tokens, lengths, keep)).logits
-
         given = model(params, tokens, lengths).logits
-        differences = given[:, None] - lax.map(without, jnp.arange(steps)).T
+
+        def leave_out(at: Array, differences: Attributed) -> Attributed:
+            keep = jnp.broadcast_to(jnp.arange(steps)[None] != at, tokens.shape)
+            logits = model(params, *delete(tokens, lengths, keep)).logits
+            return differences.at[:, at].set(given - logits)
+
+        # Not beyond the longest review: each deletion is a whole pass of the model.
+        none = jnp.zeros(tokens.shape, given.dtype)
+        differences = lax.fori_loop(0, lengths.max(initial=0), leave_out, none)
         return jnp.where(own_tokens(lengths, tokens.shape[1]), differences, 0)
 
 

@@ -7,6 +7,7 @@ stopped goes on where it was.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,11 +25,11 @@ from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.explain.examine import (
+    Attributions,
     Examiner,
-    Faithful,
     JainWallace,
     examine_attention,
-    examine_faithfulness,
+    examine_attributions,
     logits_and_attention,
 )
 from bilstm_attn.explain.jain_wallace import jensen_shannon
@@ -74,6 +75,7 @@ def run_examination(
     *,
     out: Path,
     limit: int,
+    few: int,
     seed: int,
     strengths: Sequence[float],
     epochs: int | None,
@@ -88,6 +90,10 @@ def run_examination(
     """
     require(bool(folders), "give at least one run's folder")
     require(limit > 0, f"--limit must be above 0, got {limit}")
+    require(few > 0, f"--few must be above 0, got {few}")
+    require(epochs is None or epochs > 0, f"--epochs must be above 0, got {epochs}")
+    for one in strengths:
+        require(0 <= one < math.inf, f"--strengths must be finite and at least 0, got {one}")
     show = Show()
     runs = [Run(folder) for folder in folders]
     loaded = [load_model(run.exported()) for run in runs]
@@ -98,6 +104,12 @@ def run_examination(
             f"{run.folder} has no attention to examine: its pooling is {pooling!r}; give a run "
             "whose pooling is 'attention'",
         )
+    names = [exported.config.name for exported in loaded]
+    require(
+        len(set(names)) == len(names),
+        f"the runs must have names of their own, got {', '.join(names)}; other seeds beside a run "
+        "are compared with it",
+    )
     rows = [batches_of(exported.config.data, limit).batch_size for exported in loaded]
     groups = [exported.config.data.group_size for exported in loaded]
     mesh = make_mesh(int(np.gcd.reduce([*rows, *groups])), devices)
@@ -121,6 +133,7 @@ def run_examination(
             tokens,
             model,
             take(whole, drawn),
+            np.sort(random_numbers(seed, "few").permutation(len(drawn))[:few]),
             mesh,
             show,
             number,
@@ -145,6 +158,7 @@ class Subject:
     tokens: TokenCache
     model: Model
     examples: Examples
+    few: np.ndarray  # those of them about which everything is asked of every attribution
     mesh: Mesh
     show: Show
     epochs: int  # of what is trained beside it
@@ -169,20 +183,21 @@ class Subject:
         attention = JainWallace.from_json(
             self.kept("attention", lambda: examine_attention(base).as_json())
         )
-        faithful = {
-            name: Faithful(*self.kept(f"faithfulness {name}", partial(self._faithful, base, name)))
-            for name in ATTRIBUTIONS
-        }
+        some = dataclasses.replace(base, examples=take(self.examples, self.few), seconds={})
+        everyone = {name: make() for name, make in ATTRIBUTIONS.items()}
+        attributions = Attributions.from_json(
+            self.kept(
+                f"attributions {len(self.few)}",
+                lambda: examine_attributions(some, everyone),
+            )
+        )
         trained = [Trained(*self.kept(name, make)) for name, make in self._trainings().items()]
         trade_off = [
             (strength, Trained(*self.kept(f"adversary {strength:g}", self._adversary(strength))))
             for strength in sorted(strengths)
         ]
         name, labels = self.config.name, self.examples.labels
-        return Examined(name, about, labels, attention, faithful, trained, trade_off)
-
-    def _faithful(self, base: Examiner, name: str) -> list[float]:
-        return list(examine_faithfulness(base, {name: ATTRIBUTIONS[name]()})[name])
+        return Examined(name, about, labels, attention, attributions, trained, trade_off)
 
     # What is trained beside it
 

@@ -1,8 +1,9 @@
 """What is asked of one model's attention, over many reviews: numbers, a review each."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,14 +20,24 @@ from bilstm_attn.explain.attribution import (
     Attributed,
     Attribution,
     GradientTimesInput,
+    IntegratedGradients,
     LeaveOneOut,
+    completeness_error,
 )
-from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity, toward_answer
+from bilstm_attn.explain.faithfulness import (
+    aopc,
+    fraction_to_flip,
+    infidelity,
+    overlap_at,
+    toward_answer,
+)
 from bilstm_attn.explain.reviews import analyse, batches_of
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.terminal import Show
 from bilstm_attn.types import Keys, Lengths, Params, Tokens
+
+TOP = 10  # tokens of which two attributions may have some in common
 
 
 @dataclasses.dataclass
@@ -132,23 +143,63 @@ def _greatest_divergence(
 
 
 class Faithful(NamedTuple):
-    """How faithful an attribution is: a number a review, or the mean over reviews."""
+    """How faithful an attribution is, the mean over reviews."""
 
-    comprehensiveness: Any
-    sufficiency: Any
-    fraction_to_flip: Any
-    infidelity: Any
+    comprehensiveness: float
+    sufficiency: float
+    fraction_to_flip: float
+    infidelity: float
 
 
-def examine_faithfulness(
+class Alike(NamedTuple):
+    """How far two attributions agree, by the size of their weights, the mean over reviews."""
+
+    tau: float
+    significant: float  # share of reviews with a p-value of at most 0.05
+    overlap: float  # share of the top TOP tokens that they have in common
+
+
+class Attributions(NamedTuple):
+    """What was found about attributions, by name or pair of names."""
+
+    reviews: int
+    faithful: dict[str, Faithful]
+    alike: dict[str, dict[str, Alike]]  # each pair once
+    completeness_error: float  # of integrated gradients, the largest
+
+    @classmethod
+    def from_json(cls, about: Sequence[Any]) -> "Attributions":
+        """Returns it from the lists that JSON makes of it."""
+        reviews, faithful, alike, error = about
+        return cls(
+            reviews,
+            {name: Faithful(*each) for name, each in faithful.items()},
+            {
+                name: {other: Alike(*pair) for other, pair in others.items()}
+                for name, others in alike.items()
+            },
+            error,
+        )
+
+
+def examine_attributions(
     examiner: Examiner, attributions: Mapping[str, Attribution]
-) -> dict[str, Faithful]:
-    """Returns the means over reviews, for each attribution."""
-    found = {}
+) -> Attributions:
+    """Returns how faithful attributions are, and how far each two of them agree."""
+    faithful, sizes, alike, error = {}, {}, {}, 0.0
+    lengths = examiner.examples.lengths
     for name, one in attributions.items():
-        measured = examiner.ask(f"faithfulness of {name}", partial(_measure, one))
-        found[name] = Faithful(*(float(np.mean(each)) for each in measured))
-    return found
+        weights, *measured, errors = examiner.ask(name, partial(_measure, one))
+        faithful[name] = Faithful(*(float(np.mean(each)) for each in measured))
+        sizes[name] = np.abs(weights)
+        if isinstance(one, IntegratedGradients):
+            error = float(np.max(errors))
+    for name, other in itertools.combinations(sizes, 2):
+        agreement = kendall(sizes[name], sizes[other], lengths)
+        given = jnp.asarray(sizes[name]), jnp.asarray(sizes[other]), jnp.asarray(lengths)
+        overlap = float(overlap_at(*given, TOP).mean())
+        alike.setdefault(name, {})[other] = Alike(agreement.mean, agreement.significant, overlap)
+    return Attributions(examiner.examples.size, faithful, alike, error)
 
 
 def _measure(
@@ -158,16 +209,18 @@ def _measure(
     tokens: Tokens,
     lengths: Lengths,
     keys: Keys,
-) -> Faithful:
-    """Returns an attribution's measures, a number a review."""
+) -> tuple[Array, ...]:
+    """Returns weights, the fields of a `Faithful` and the completeness error, a number a review."""
     weights = attribution(model, params, tokens, lengths, keys)
     logits = model(params, tokens, lengths).logits
     scores = toward_answer(weights, logits, signed=attribution.signed)
     given = model, params, tokens, lengths
     # Unsigned weights have no side: what they say of the logit is compared in size alone.
     signed = weights if attribution.signed else jnp.sign(logits)[:, None] * weights
-    return Faithful(
+    return (
+        weights,
         *aopc(*given, scores),
         fraction_to_flip(*given, scores),
         infidelity(*given, signed, keys),
+        completeness_error(*given, weights),
     )

@@ -98,13 +98,19 @@ def fraction_to_flip(
     places, own = rank(scores, lengths), jnp.maximum(lengths, 1)
     answer = model(params, tokens, lengths).logits > 0
 
-    def share_that_flips(share: Array) -> Float[Array, " b"]:
-        deleted = jnp.ceil(share * lengths)
+    def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        number, share, flipped = state
+        deleted = jnp.ceil((number + 1) / grid * lengths)
         keep = places >= deleted[:, None]
         flips = (logits_without(model, params, tokens, lengths, keep[None])[0] > 0) != answer
-        return jnp.where(flips, deleted / own, 1.0)
+        return number + 1, jnp.where(flips & ~flipped, deleted / own, share), flipped | flips
 
-    return lax.map(share_that_flips, jnp.arange(1, grid + 1) / grid).min(axis=0)
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        number, _, flipped = state
+        return (number < grid) & ~flipped.all()
+
+    start = jnp.int32(0), jnp.ones(len(tokens)), lengths == 0
+    return lax.while_loop(goes_on, try_next, start)[1]
 
 
 def overlap_at(scores: Attributed, others: Attributed, lengths: Lengths, k: int) -> Logits:
@@ -124,7 +130,7 @@ def infidelity(
     lengths: Lengths,
     weights: Attributed,
     keys: Keys,
-    samples: int = 64,
+    samples: int = 32,
 ) -> Float[Array, " b"]:
     """Returns `mean over S of (s sum_(t in S) weights[t] - (logit(x) - logit(x with S zeroed)))^2`.
 

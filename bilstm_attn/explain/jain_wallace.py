@@ -4,6 +4,7 @@
 are; only the weights over them change. Constants are those of the authors' code.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -48,12 +49,13 @@ def permutation_change(
     """Returns the median change of a review's probability as its weights change places."""
     states, last = model.encode(params, model.embed(params, tokens), lengths)
     weights = model.attend(params, states, last, lengths)
-    given = jax.nn.sigmoid(model.decide(params, states, last, weights, lengths))
+    answer = model.answer(params, states, last, lengths)
+    given = jax.nn.sigmoid(answer(weights))
 
     def change(at: Int[Array, ""]) -> Logits:
         order = draw_orders(keys, lengths, len(weights), at)
         moved = jnp.take_along_axis(weights, order, axis=0)
-        return jnp.abs(jax.nn.sigmoid(model.decide(params, states, last, moved, lengths)) - given)
+        return jnp.abs(jax.nn.sigmoid(answer(moved)) - given)
 
     return jnp.median(lax.map(change, jnp.arange(draws)), axis=0)
 
@@ -67,6 +69,23 @@ def draw_orders(
     """
     lots = at_places(keys, steps, jax.random.uniform, at).T
     return jnp.argsort(jnp.where(length_mask(lengths, steps), lots, 2.0), axis=0, stable=True)
+
+
+def mean_divergence(weights: Float[Array, "k t b"]) -> Float[Array, " b"]:
+    """Returns the mean Jensen-Shannon divergence over all pairs of `k`, each with itself too.
+
+    By `H(m) - (H(p) + H(q)) / 2`, the same number with a fourth of the logarithms.
+    """
+    count, total = len(weights), 0.0
+    own = [_entropy(one) for one in weights]
+    for one, other in itertools.combinations(range(count), 2):
+        middle = (weights[one] + weights[other]) / 2
+        total += _entropy(middle) - (own[one] + own[other]) / 2
+    return jnp.asarray(2 * total / count**2)
+
+
+def _entropy(weights: Float[Array, "t b"]) -> Float[Array, " b"]:
+    return -(weights * jnp.log(jnp.where(weights > 0, weights, 1))).sum(axis=0)
 
 
 class Adversaries(NamedTuple):
@@ -102,18 +121,19 @@ def adversaries(
     """
     states, last = model.encode(params, model.embed(params, tokens), lengths)
     own = model.attend(params, states, last, lengths)
-    given = jax.nn.sigmoid(model.decide(params, states, last, own, lengths))
+    answer = model.answer(params, states, last, lengths)
+    given = jax.nn.sigmoid(answer(own))
     mask = length_mask(lengths, len(own))
 
     def judge(scores: Float[Array, "k t b"]) -> tuple[Array, Array, Array]:
         weights = jax.vmap(lambda one: masked_softmax(one, mask))(scores)
-        logits = jax.vmap(lambda one: model.decide(params, states, last, one, lengths))(weights)
+        logits = jax.vmap(answer)(weights)
         change = jnp.abs(jax.nn.sigmoid(logits) - given[None])
         return weights, change, jensen_shannon(weights, own[None], axis=1)
 
     def loss(scores: Float[Array, "k t b"]) -> Float[Array, ""]:
         weights, change, apart = judge(scores)
-        among = jensen_shannon(weights[:, None], weights[None], axis=2).mean(axis=(0, 1))
+        among = mean_divergence(weights)
         beyond = PENALTY * jnp.maximum(change - SLACK, 0)
         return ((beyond - apart).sum(axis=0) - among).sum()
 

@@ -35,6 +35,7 @@ def as_json(explained: Explained) -> dict[str, Any]:
         "label": explained.label,
         "probability": round(explained.probability, 6),
         "disagreement": None if math.isnan(apart) else round(apart, 4),
+        "completeness_error": explained.completeness_error,
         "weights": {
             name: [_short(weight) for weight in weights.tolist()]
             for name, weights in explained.weights.items()

@@ -11,7 +11,8 @@ import numpy as np
 from markdown_it import MarkdownIt
 
 from bilstm_attn.checkpoint import write_file
-from bilstm_attn.explain.examine import Faithful, JainWallace
+from bilstm_attn.explain.examine import TOP, Attributions, JainWallace
+from bilstm_attn.explain.page import label_of
 from bilstm_attn.metrics import accuracy, roc_auc
 
 MOST = math.log(2)  # of a Jensen-Shannon divergence, in nats
@@ -48,7 +49,7 @@ class Examined(NamedTuple):
     about: str
     labels: np.ndarray
     attention: JainWallace
-    faithful: dict[str, Faithful]
+    attributions: Attributions
     trained: list[Trained]
     trade_off: list[tuple[float, Trained]]  # by the adversary's strength, rising
 
@@ -65,7 +66,7 @@ def draw_permutation(examined: Examined) -> bytes:
                     parts = axes.violinplot(
                         examined.attention.permutation[chosen],
                         [number + 0.22 * (2 * side - 1)],
-                        vert=False,
+                        orientation="horizontal",
                         widths=0.4,
                         showmedians=True,
                         showextrema=False,
@@ -151,8 +152,8 @@ def figures_of(examined: Examined) -> dict[str, bytes]:
     taus = {name: one.taus for name, one in attention.agreements.items()}
     figures = {
         "permutation": draw_permutation(examined),
-        "adversary": draw_histograms(by_class, (0, MOST), "ε-max JSD, nats"),
-        "agreement": draw_histograms(taus, (-1, 1), "Kendall's τ"),
+        "adversary": draw_histograms(by_class, (0.0, MOST), "ε-max JSD, nats"),
+        "agreement": draw_histograms(taus, (-1.0, 1.0), "Kendall's τ"),
     }
     return figures | ({"trade-off": draw_trade_off(examined)} if examined.trade_off else {})
 
@@ -172,13 +173,21 @@ def headline(examined: Examined) -> dict[str, str]:
     """Returns the figures that were published for Jain and Wallace's model, of this one."""
     attention = examined.attention
     found = {
-        "accuracy": f"{accuracy(attention.logits, examined.labels):.3f}",
-        "ROC-AUC": f"{roc_auc(attention.logits, examined.labels):.3f}",
+        "accuracy": _short(accuracy(attention.logits, examined.labels)),
+        "ROC-AUC": _short(roc_auc(attention.logits, examined.labels)),
     }
     for name, one in attention.agreements.items():
-        found[f"τ {name}"] = f"{one.mean:.3f} ± {one.spread:.3f}"
-    found["ε-max JSD, mean"] = f"{attention.adversary.mean():.3f}"
-    return {name: value.removeprefix("0") for name, value in found.items()}
+        found[f"τ {name}"] = f"{_short(one.mean)} ± {_short(one.spread)}"
+    return found | {"ε-max JSD, mean": _short(attention.adversary.mean())}
+
+
+def _short(value: float) -> str:
+    """Returns it as the published figures are written.
+
+    >>> _short(0.4372), _short(-0.061)
+    ('.437', '-.061')
+    """
+    return f"{value:.3f}".replace("0.", ".", 1)
 
 
 def write_report(models: Sequence[Examined], folder: Path) -> None:
@@ -216,13 +225,7 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
         lines.append(f"- median over reviews of the change by permutation: {median:.4f}")
         for name in figures[one.name]:
             lines += ["", f"![{CAPTIONS[name]}]({one.name}-{name}.png)", "", CAPTIONS[name]]
-        lines += ["", "### How faithful each attribution is", ""]
-        lines.append(
-            "Means over reviews. Comprehensiveness: higher is better; the others: lower is better."
-        )
-        head = ["", "comprehensiveness", "sufficiency", "least share that flips", "infidelity"]
-        rows = [[name, *(f"{x:.4f}" for x in each)] for name, each in one.faithful.items()]
-        lines += ["", *_table(head, rows)]
+        lines += _attributions(one.attributions)
         trained = [*one.trained, *(each for _, each in one.trade_off)]
         if trained:
             lines += ["", "### Models trained beside it", ""]
@@ -239,6 +242,48 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
         seconds = ", ".join(f"{name} {value:.0f}" for name, value in one.attention.seconds.items())
         lines += ["", f"Seconds: {seconds}."]
     return "\n".join(lines) + "\n"
+
+
+def _attributions(found: Attributions) -> list[str]:
+    """Returns the tables of how faithful attributions are, and how far they agree."""
+    names = list(found.faithful)
+    head = ["", "comprehensiveness ↑", "sufficiency ↓", "share to flip ↓", "infidelity ↓"]
+    rows = [
+        [label_of(name), *(f"{value:.3f}" for value in each)]
+        for name, each in found.faithful.items()
+    ]
+
+    def cell(row: int, column: int) -> str:
+        if row == column:
+            return ""
+        first, second = sorted([row, column])
+        pair = found.alike[names[first]][names[second]]
+        return (
+            f"{pair.tau:.2f} ({100 * pair.significant:.0f} %)"
+            if row < column
+            else (f"{pair.overlap:.2f}")
+        )
+
+    return [
+        "",
+        "### How faithful each attribution is",
+        "",
+        f"Means over {found.reviews:,} of the reviews; ↑ higher is better, ↓ lower is. Integrated "
+        f"gradients add up to the logit's change to within {found.completeness_error:.2g}.",
+        "",
+        *_table(head, rows),
+        "",
+        "How far they agree: above the diagonal Kendall's τ and the share of reviews with "
+        f"p ≤ 0.05; below it the share of the top {TOP} tokens that two have in common.",
+        "",
+        *_table(
+            ["", *map(label_of, names)],
+            [
+                [label_of(name), *(cell(row, column) for column in range(len(names)))]
+                for row, name in enumerate(names)
+            ],
+        ),
+    ]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

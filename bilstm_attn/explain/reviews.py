@@ -17,7 +17,11 @@ from bilstm_attn.data.batches import Examples
 from bilstm_attn.dropout import stream
 from bilstm_attn.evaluate import Rows, make_step, map_reviews
 from bilstm_attn.explain.agreement import kendall
-from bilstm_attn.explain.attribution import Attribution
+from bilstm_attn.explain.attribution import (
+    Attribution,
+    IntegratedGradients,
+    completeness_error,
+)
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.sharding import place_whole
@@ -25,11 +29,8 @@ from bilstm_attn.text import spans, tokenise
 from bilstm_attn.types import Batch, Keys, Lengths, Params, Tokens
 
 LABELS = ("negative", "positive")
-EDGES = (
-    100,
-    200,
-    300,
-)  # reviews are padded to; the effort of some attributions grows as its square
+# Reviews are padded to; the effort of some attributions grows as its square.
+EDGES = (100, 200, 300)
 REVIEWS_AT_ONCE = 48  # divisible by the number of edges, whatever the longest review
 
 
@@ -44,6 +45,7 @@ class Explained(NamedTuple):
     weights: dict[str, np.ndarray]  # of the words that were read, in order
     start: dict[str, float]  # weights of the start token, where it is read
     disagreement: float  # 1 - mean Kendall's tau between attributions; not a number for one word
+    completeness_error: float | None = None  # of integrated gradients, if asked for
 
     @property
     def answer(self) -> str:
@@ -142,12 +144,12 @@ def explain(
         return model(params, tokens, lengths).logits
 
     probabilities = sigmoid(run("probability", logits_of))
-    weights = {name: run(name, partial(one, model)) for name, one in attributions.items()}
-    sizes = [np.abs(each) for each in weights.values()]
-    pairs = [
-        kendall(one, two, examples.lengths).taus for one, two in itertools.combinations(sizes, 2)
-    ]
-    apart = 1 - np.mean(pairs, axis=0) if pairs else np.full(len(texts), np.nan)
+    weights, errors = {}, np.full(len(texts), np.nan)
+    for name, one in attributions.items():
+        weights[name] = run(name, partial(one, model))
+        if isinstance(one, IntegratedGradients):
+            errors = run("completeness", partial(_completeness, one, model))
+    apart = disagreement(list(weights.values()), examples.lengths)
     found = []
     for row, text in enumerate(texts):
         places, length = spans(text), int(examples.lengths[row])
@@ -163,9 +165,22 @@ def explain(
                 {name: each[begun:] for name, each in own.items()},
                 {name: float(each[0]) for name, each in own.items() if begun},
                 float(apart[row]),
+                None if np.isnan(errors[row]) else float(errors[row]),
             )
         )
     return found
+
+
+def _completeness(
+    one: IntegratedGradients,
+    model: Model,
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    keys: Keys,
+) -> Float[Array, " b"]:
+    weights = one(model, params, tokens, lengths, keys)
+    return completeness_error(model, params, tokens, lengths, weights)
 
 
 def disagreement(weights: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:

@@ -97,8 +97,10 @@ def run_explanation(
         right = np.mean([one.answer == LABELS[one.label] for one in explained])
         about += f" The model is right about {percent(float(right))} of them."
     about += f" Model: {exported.config.name}, seed {exported.config.seed}."
-    if note:
-        show.say(note)
+    errors = [one.completeness_error for one in explained if one.completeness_error is not None]
+    if errors:
+        about += f" Integrated gradients add up to the logit's change to within {max(errors):.2g}."
+    show.say(" ".join(filter(None, [about, note])))
     if format == "terminal":
         for one, name in zip(explained, chosen.names, strict=True):
             show_review(one, name, wanted, show)

@@ -1,0 +1,162 @@
+"""Examinations: what is kept, what the report says, and what is refused."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from tiny import error_of, script, tiny_run, train
+
+from bilstm_attn.data.batches import random_numbers
+from bilstm_attn.explain.agreement import kendall
+from bilstm_attn.explain.attribution import ATTRIBUTIONS
+from bilstm_attn.explain.examination import Kept
+from bilstm_attn.explain.report import PUBLISHED
+from bilstm_attn.metrics import sigmoid
+
+examine = script("examine")
+REVIEWS = 12
+PIECES = {
+    "attention",
+    "attributions-5",
+    "seed1-of-the-recipe",
+    "even-attention",
+    "frozen-attention",
+    "perceptron,-even-attention",
+    "perceptron,-its-own-attention",
+    "perceptron,-the-base's-attention",
+    "adversary-0",
+    "adversary-0.1",
+}
+
+
+@pytest.fixture(scope="module")
+def examined(done, tmp_path_factory):
+    """A folder with a run of two seeds, one of which was examined; copy before changing it."""
+    folder = tmp_path_factory.mktemp("examined")
+    (folder / "cache").symlink_to(done / "cache")
+    for seed in range(2):
+        fields = {"data__dataset": "imdb", "train__epochs": 1, "model__dense_size": 0}
+        assert train(folder, "--name", "tiny", "--seed", seed, **fields) == 0
+    assert call(folder) == 0
+    return folder
+
+
+def call(folder, *more):
+    given = ["--limit", REVIEWS, "--few", 5, "--strengths", 0, 0.1, "--epochs", 1]
+    where = ["--cache", folder / "cache", "--out", folder / "report"]
+    return examine(tiny_run(folder).folder, *given, *where, *more)
+
+
+def kept(folder) -> dict:
+    (own,) = (tiny_run(folder).folder / "examination").iterdir()
+    return {path.stem: json.loads(path.read_bytes()) for path in own.glob("*.json")}
+
+
+@pytest.mark.slow
+def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
+    pieces = kept(examined)
+    assert set(pieces) == PIECES
+    assert len(pieces["attention"]["permutation"]) == REVIEWS
+    for name in PIECES - {"attention", "attributions-5"}:
+        _, accuracy, divergence, change = pieces[name]
+        assert 0 <= accuracy <= 1
+        assert 0 <= change <= 1
+        if "the-base's" in name:
+            assert divergence is None  # the attention is the base's
+        else:
+            assert 0 <= divergence <= np.log(2) + 1e-6
+    reviews, faithful, alike, _ = pieces["attributions-5"]
+    assert reviews == 5
+    assert list(faithful) == list(ATTRIBUTIONS)
+    pairs = [(one, other) for one, others in alike.items() for other in others]
+    assert len(pairs) == len(ATTRIBUTIONS) * (len(ATTRIBUTIONS) - 1) / 2
+
+
+@pytest.mark.slow
+def test_report_says_what_was_found(examined):
+    folder, pieces = examined / "report", kept(examined)
+    text = (folder / "report.md").read_text()
+    for name, published in PUBLISHED.items():
+        assert f"| {name} | {published} |" in text
+    taus = np.array(pieces["attention"]["agreements"]["attention, gradient"][0], float)
+    assert f"| {np.nanmean(taus):.3f}".replace("0.", ".") in text
+    adversary = pieces["adversary-0.1"]
+    assert f"| {adversary[0]} | {adversary[1]:.3f} | {adversary[2]:.3f} |" in text
+    pictures = re.findall(r"\]\((.+?\.png)\)", text)
+    assert len(pictures) == 4
+    assert all((folder / one).read_bytes().startswith(b"\x89PNG") for one in pictures)
+    page = (folder / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 4
+    assert page.count("src=") == 4  # nothing from elsewhere
+    assert "<td>" in page
+
+
+@pytest.mark.slow
+def test_reviews_asked_about_are_those_drawn(examined):
+    logits = np.array(kept(examined)["attention"]["logits"])
+    lines = tiny_run(examined).predictions("test").read_text().splitlines()
+    predicted = np.array([json.loads(line)["probability"] for line in lines])
+    drawn = np.sort(random_numbers(0, "examine").permutation(len(lines))[:REVIEWS])
+    np.testing.assert_allclose(sigmoid(logits), predicted[drawn], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
+    shutil.copytree(examined, tmp_path / "own", symlinks=True)
+    (own,) = (tiny_run(tmp_path / "own").folder / "examination").iterdir()
+    (own / "even-attention.json").unlink()
+    capsys.readouterr()
+    assert call(tmp_path / "own") == 0
+    said = capsys.readouterr().out
+    assert "training even attention" in said
+    assert said.count("training ") == 1
+    report = "report/report.md"
+    assert (tmp_path / "own" / report).read_bytes() == (examined / report).read_bytes()
+
+
+def test_kept_piece_is_made_once(tmp_path):
+    made, kept = [], Kept(tmp_path / "new")
+    for _ in range(2):
+        assert kept("one piece", lambda: made.append(0) or [1.5, None]) == [1.5, None]
+    assert len(made) == 1
+
+
+def test_tau_of_one_token_is_no_number_and_counts_as_none():
+    agreement = kendall(np.ones((1, 3)), np.ones((1, 3)), np.array([1]))
+    assert np.isnan(agreement.taus).all()
+    assert agreement.significant == 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--limit", "0"], "--limit must be above 0, got 0"),
+        (["--few", "0"], "--few must be above 0, got 0"),
+        (["--epochs", "0"], "--epochs must be above 0, got 0"),
+        (["--strengths", "-1"], "--strengths must be finite and at least 0, got -1.0"),
+        ([], "unknown split of movie_reviews 'test'"),
+    ],
+)
+def test_mistake_is_one_line(own, words, says):
+    assert says in error_of(examine, tiny_run(own).folder, *words, "--cache", own / "cache")
+
+
+def test_run_without_attention_is_refused(empty):
+    assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
+    message = error_of(examine, tiny_run(empty).folder, "--cache", empty / "cache")
+    assert "has no attention to examine: its pooling is 'max'" in message
+
+
+def test_runs_of_one_name_are_refused(own):
+    folder = tiny_run(own).folder
+    assert "names of their own, got tiny, tiny" in error_of(examine, folder, folder)
+
+
+def test_no_run_is_a_line(tmp_path):
+    assert "give at least one run" in error_of(examine)
+    assert str(tmp_path) in error_of(examine, tmp_path)
