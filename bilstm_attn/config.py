@@ -110,6 +110,9 @@ class ModelConfig:
 
     embedding_size: int = 128
     """Width of a word's vector."""
+    vectors: str = ""
+    """A text file of word vectors, as fastText and GloVe come in, that words start with; words it
+    does not have, or all if none is given, start at random."""
     hidden_size: int = 64
     """Hidden units of one direction."""
     encoder: str = "recurrent"

@@ -1,5 +1,6 @@
 """One seed's part of a training; several seeds in one program have one each."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from bilstm_attn.run import Run
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import Vocabulary
 from bilstm_attn.train_step import TrainState
+from bilstm_attn.vectors import WordVectors, read_vectors
 
 
 class Member:
@@ -52,6 +54,17 @@ class Member:
             return self.epochs[-1]
         name = f"{self.config.train.each_epoch}_accuracy"
         return max(self.epochs, key=lambda record: record[name])
+
+    def vectors(self) -> WordVectors | None:
+        """Returns what words start with, if the config names a file of word vectors.
+
+        Raises:
+          UserError: the file cannot be read, or does not fit.
+        """
+        model = self.config.model
+        if not model.vectors:
+            return None
+        return read_vectors(Path(model.vectors), self.vocabulary, model.embedding_size)
 
     def plan(self, epoch: int) -> list[BatchPlan]:
         """Returns the batches of an epoch."""

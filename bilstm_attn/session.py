@@ -48,6 +48,7 @@ from bilstm_attn.sharding import make_mesh, place_whole
 from bilstm_attn.terminal import Show, percent
 from bilstm_attn.text import Vocabulary
 from bilstm_attn.train import train
+from bilstm_attn.vectors import digest_of
 
 
 def run_training(
@@ -122,7 +123,13 @@ def run_training(
         )
         environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
         environment |= {"backend": model.backend, "seeds": seeds}
-        require_same(backend=model.backend, data=environment["data_sha256"])
+        if config.model.vectors:
+            environment |= {"vectors_sha256": digest_of(Path(config.model.vectors))}
+        require_same(
+            backend=model.backend,
+            data=environment["data_sha256"],
+            vectors=environment.get("vectors_sha256"),
+        )
         with contextlib.ExitStack() as stack:
             saved = from_first(lambda: _begin(stack, folders, configs, environment, resume=resume))
             if resume and not saved:

@@ -78,7 +78,10 @@ def train(
         for member in members:
             stack_of_contexts.enter_context(member.checkpoints)
         stops = stack_of_contexts.enter_context(interruptible())
-        firsts = [initial_state(model, optimizer, member.config.seed) for member in members]
+        firsts = [
+            initial_state(model, optimizer, member.config.seed, member.vectors())
+            for member in members
+        ]
         states, records = _restore(members, firsts, show)
         state, step = place_whole(stack(states), mesh), int(states[0].step)
         logs, spent = [], records[0]["seconds"]  # of an interrupted epoch

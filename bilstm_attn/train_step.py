@@ -16,6 +16,7 @@ from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective
 from bilstm_attn.sharding import AXIS, WHOLE, rows_spec
 from bilstm_attn.types import Batch, Keys, Params, Sums
+from bilstm_attn.vectors import WordVectors
 
 
 class TrainState(NamedTuple):
@@ -37,15 +38,24 @@ def zero_sums() -> Sums:
     return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
 
 
-def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Returns the state before the first step, made by one compiled program."""
+def initial_params(model: Model, seed: int, vectors: WordVectors | None = None) -> Params:
+    """Returns the parameters before the first step; `vectors` are their words' own then."""
+    params = jax.jit(model.init)(stream(jax.random.key(seed), "params"))
+    if vectors is not None:
+        params = params | {"embedding": params["embedding"].at[vectors.ids].set(vectors.vectors)}
+    return params
 
-    @jax.jit
-    def make(key: Key[Array, ""]) -> TrainState:
-        params = model.init(stream(key, "params"))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
 
-    return make(jax.random.key(seed))
+def initial_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    vectors: WordVectors | None = None,
+) -> TrainState:
+    """Returns the state before the first step."""
+    params = initial_params(model, seed, vectors)
+    start = jnp.zeros((), jnp.int32)
+    return TrainState(start, params, jax.jit(optimizer.init)(params), zero_sums())
 
 
 def stack(trees: Sequence[Any]) -> Any:

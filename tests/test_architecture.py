@@ -15,6 +15,7 @@ ROOMS = [
     "config",
     "process",
     "text",
+    "vectors",
     "terminal",
     "data.imdb",
     "data.sources",

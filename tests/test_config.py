@@ -45,6 +45,7 @@ OTHER = Config(
     ),
     model=ModelConfig(
         embedding_size=4,
+        vectors="vectors.txt",
         hidden_size=3,
         encoder="token_wise",
         layers=1,

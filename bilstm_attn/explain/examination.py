@@ -36,6 +36,7 @@ from bilstm_attn.explain.jain_wallace import jensen_shannon
 from bilstm_attn.explain.report import Examined, Trained, write_report
 from bilstm_attn.explain.reviews import batches_of
 from bilstm_attn.explain.wiegreffe_pinter import Adversary, Labels, fit, logits_under
+from bilstm_attn.member import Member
 from bilstm_attn.metrics import accuracy, sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective
@@ -202,15 +203,15 @@ class Subject:
     # What is trained beside it
 
     @cached_property
-    def _training(self) -> Examples:
-        """The reviews that the run was trained on."""
+    def _member(self) -> Member:
+        """The reviews and words that the run was trained on."""
         member = make_member(self.tokens, self.config, self.run)
         if member.vocabulary.words != self.exported.vocabulary.words:
             raise UserError(
                 f"{self.run.folder} was trained on other data than {self.tokens.folder}; give the "
                 "--cache it had"
             )
-        return member.training
+        return member
 
     @cached_property
     def _base(self) -> tuple[np.ndarray, np.ndarray]:
@@ -232,12 +233,13 @@ class Subject:
             objective,
             model,
             self.exported.params,
-            self._training,
+            self._member.training,
             self.config,
             self.mesh,
             lambda what, total: self.show.bar(what, total, 0),
             epochs=self.epochs,
             frozen=frozen,
+            vectors=self._member.vectors(),
         )
 
     def _trainings(self) -> dict[str, Callable[[], list[Any]]]:

@@ -25,8 +25,9 @@ from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective, cross_entropy, labelled
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.sharding import place_rows, place_whole
-from bilstm_attn.train_step import TrainState, make_train_step, zero_sums
+from bilstm_attn.train_step import TrainState, initial_params, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Sums, Tokens, Weights
+from bilstm_attn.vectors import WordVectors
 
 LEAST = 1e-10  # a weight in a logarithm
 
@@ -103,6 +104,7 @@ def fit(
     *,
     epochs: int,
     frozen: Collection[str] = (),
+    vectors: WordVectors | None = None,
 ) -> Params:
     """Returns parameters of `model`, trained from scratch by the config's optimiser and order.
 
@@ -110,11 +112,12 @@ def fit(
       objective: of `{"own": params, "base": base}`.
       base: parameters that stay as they are, or nothing.
       frozen: names of parameters that keep their initial values, such as `attention`.
+      vectors: what words start with.
     """
     key = jax.random.key(config.seed)
     steps = -(-examples.size // config.data.batch_size)
     optimizer = _of_own(make_optimizer(config.optim, steps * epochs), frozen)
-    own = jax.jit(model.init)(stream(key, "params"))
+    own = initial_params(model, config.seed, vectors)
     params = {"own": own, "base": jax.tree.map(jnp.copy, base)}  # the step uses its arguments up
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
     state = place_whole(state, mesh)
