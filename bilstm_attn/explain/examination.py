@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bilstm_attn.explain.examine import (
     logits_and_attention,
 )
 from bilstm_attn.explain.jain_wallace import jensen_shannon
+from bilstm_attn.explain.naive import time_naive
 from bilstm_attn.explain.report import Examined, Trained, write_report
 from bilstm_attn.explain.reviews import batches_of
 from bilstm_attn.explain.wiegreffe_pinter import Adversary, Labels, fit, logits_under
@@ -45,10 +47,11 @@ from bilstm_attn.run import Run
 from bilstm_attn.session import make_member, split_examples
 from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
+from bilstm_attn.text import clip
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
 Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
-STRENGTHS = (0.0, 1e-4, 1e-3, 1e-2)  # of the trained adversary
+SAMPLE = 4  # reviews for which naive loops are timed
 
 
 class Kept:
@@ -192,13 +195,22 @@ class Subject:
                 lambda: examine_attributions(some, everyone),
             )
         )
+        naive = self.kept("naive", self._naive)
         trained = [Trained(*self.kept(name, make)) for name, make in self._trainings().items()]
         trade_off = [
             (strength, Trained(*self.kept(f"adversary {strength:g}", self._adversary(strength))))
             for strength in sorted(strengths)
         ]
         name, labels = self.config.name, self.examples.labels
-        return Examined(name, about, labels, attention, attributions, trained, trade_off)
+        return Examined(name, about, labels, attention, attributions, naive, trained, trade_off)
+
+    def _naive(self) -> dict[str, float]:
+        """Returns the seconds that loops over words and draws take for one of the reviews."""
+        examples, most = self.examples, self.config.data.max_tokens
+        bounds = zip(examples.starts, examples.stops, strict=True)
+        reviews = [clip(examples.ids[slice(*each)], most) for each in islice(bounds, SAMPLE)]
+        self.show.say(f"{self.config.name}: timing naive loops over {len(reviews)} reviews")
+        return time_naive(self.model, self.exported.params, most, reviews)
 
     # What is trained beside it
 

@@ -50,6 +50,7 @@ class Examined(NamedTuple):
     labels: np.ndarray
     attention: JainWallace
     attributions: Attributions
+    naive: dict[str, float]  # seconds of a review's experiments, as loops over words and draws
     trained: list[Trained]
     trade_off: list[tuple[float, Trained]]  # by the adversary's strength, rising
 
@@ -239,8 +240,7 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
                 for each in trained
             ]
             lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
-        seconds = ", ".join(f"{name} {value:.0f}" for name, value in one.attention.seconds.items())
-        lines += ["", f"Seconds: {seconds}."]
+        lines += _times(one)
     return "\n".join(lines) + "\n"
 
 
@@ -284,6 +284,20 @@ def _attributions(found: Attributions) -> list[str]:
             ],
         ),
     ]
+
+
+def _times(examined: Examined) -> list[str]:
+    """Returns the table of what the experiments took, beside loops over words and draws."""
+    reviews, seconds = len(examined.labels), examined.attention.seconds
+    rows = []
+    for name, value in seconds.items():
+        naive = examined.naive.get(name)
+        beside = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive * reviews / value:.0f}"]
+        rows.append([name, f"{value:.0f}", f"{value / reviews:.3f}", *beside])
+    total = sum(seconds.values())
+    rows.append(["together", f"{total:.0f}", f"{total / reviews:.3f}", "–", "–"])
+    head = ["seconds", f"{reviews:,} reviews", "a review", "a review, naive loop", "times as long"]
+    return ["", "### Time", "", *_table(head, rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
