@@ -26,6 +26,11 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_seed(seed: int) -> None:
+    """Raises a `UserError` unless NumPy and JAX both take `seed`."""
+    require(0 <= seed < 2**32, f"seed must be at least 0 and below 2**32, got {seed}")
+
+
 def require_types(owner: str, config: Any) -> None:
     """Raises a `UserError` that names the first field of `config` whose value has another type."""
     for name, hint in get_type_hints(type(config)).items():
@@ -255,7 +260,7 @@ class Config:
 
     def __post_init__(self):
         require_types("", self)
-        require(0 <= self.seed < 2**32, f"seed must be at least 0 and below 2**32, got {self.seed}")
+        require_seed(self.seed)
         require(
             self.data.group_size % self.train.microbatches == 0,
             f"train.microbatches must divide each group of {self.data.group_size} reviews "

@@ -191,10 +191,16 @@ class Model:
         return self._merge(params).attend(states, last, lengths)
 
     def decide(
-        self, params: Params, states: States, last: Query, weights: Weights, lengths: Lengths
+        self,
+        params: Params,
+        states: States,
+        last: Query,
+        weights: Weights,
+        lengths: Lengths,
+        keys: Keys | None = None,
     ) -> Logits:
-        """Returns the logits under any attention weights `[t b]`, without dropout."""
-        return self._merge(params).decide(states, last, weights, lengths)[1]
+        """Returns the logits under any attention weights `[t b]`; `keys` add dropout."""
+        return self._merge(params).decide(states, last, weights, lengths, keys)[1]
 
     def answer(
         self, params: Params, states: States, last: Query, lengths: Lengths

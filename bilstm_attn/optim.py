@@ -33,11 +33,13 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     def epsilon(count: Array) -> Array:
         return config.epsilon / jnp.sqrt(1 - config.beta2 ** (count + 1.0))
 
-    scale = optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
-    adam = optax.inject_hyperparams(scale, static_args=("b1", "b2", "eps_root"))
+    adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2", "eps_root"))
+    given = {"b1": config.beta1, "b2": config.beta2}
     chain = [
         optax.add_decayed_weights(config.l2_penalty, mask=_all_but_attention),
-        adam(b1=config.beta1, b2=config.beta2, eps=epsilon),
+        scale_by_amsgrad(**given, eps=config.epsilon)
+        if config.amsgrad
+        else adam(**given, eps=epsilon),
         optax.add_decayed_weights(
             config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
@@ -49,6 +51,21 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.clip_norm is not None:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*chain)
+
+
+def scale_by_amsgrad(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Returns `m / (1 - b1^t) * sqrt(1 - b2^t) / (sqrt(max over steps of v) + eps)`.
+
+    Reddi et al., 2018, arXiv:1904.09237, with Adam's corrections, as in Keras and PyTorch. optax by
+    itself corrects v before it takes the maximum: the first steps' v, from few gradients, then
+    stays in the denominator for good.
+    """
+    return optax.chain(
+        optax.scale_by_amsgrad(b1, b2, eps, bias_correction_nu=False),
+        optax.scale_by_schedule(lambda count: jnp.sqrt(1 - b2 ** (count + 1.0))),
+    )
 
 
 def _all_but_attention(params: Params) -> Any:

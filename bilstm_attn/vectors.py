@@ -28,17 +28,21 @@ def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
     """
     rows = {word: RESERVED + rank for rank, word in enumerate(vocabulary.words)}
     found: dict[int, np.ndarray] = {}
+    width = 0  # of the first word's vector
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        # A word may hold what Unicode takes for the end of a line.
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
-                word, *numbers = line.rstrip().split(" ")
+                word, *numbers = line.rstrip(" \r\n").split(" ")
                 if number == 1 and len(numbers) == 1:
                     continue
-                if len(numbers) != size:
+                if len(numbers) < size or (width := width or len(numbers)) != size:
                     raise UserError(
                         f"{path} has {len(numbers)} numbers in line {number}, and "
                         f"model.embedding_size is {size}; make them the same"
                     )
+                if len(numbers) > size:  # a word with spaces in it, as some of GloVe's
+                    continue
                 if word in rows and rows[word] not in found:
                     found[rows[word]] = _numbers(numbers, path, number)
     except OSError as error:

@@ -21,12 +21,13 @@ PIECES = {
     "attention",
     "attributions-5",
     "naive",
-    "seed1-of-the-recipe",
+    "the-recipe's-seed1",
     "even-attention",
     "frozen-attention",
     "perceptron,-even-attention",
     "perceptron,-its-own-attention",
     "perceptron,-the-base's-attention",
+    "perceptron,-an-adversary's-attention",
     "adversary-0",
     "adversary-0.1",
 }
@@ -52,7 +53,9 @@ def call(folder, *more):
 
 def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
-    return {path.stem: json.loads(path.read_bytes()) for path in own.glob("*.json")}
+    found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
+    # The other seed's piece is of its model, whose digest ends the name.
+    return {re.sub("(seed1)-.*", r"\1", name): piece for name, piece in found.items()}
 
 
 @pytest.mark.slow
@@ -61,13 +64,14 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
     assert set(pieces) == PIECES
     assert len(pieces["attention"]["permutation"]) == REVIEWS
     for name in PIECES - {"attention", "attributions-5", "naive"}:
-        _, accuracy, divergence, change = pieces[name]
+        _, accuracy, change, divergences = pieces[name]
         assert 0 <= accuracy <= 1
         assert 0 <= change <= 1
-        if "the-base's" in name:
-            assert divergence is None  # the attention is the base's
+        if "the-base's" in name or "an-adversary's" in name:
+            assert divergences is None  # the attention is another's
         else:
-            assert 0 <= divergence <= np.log(2) + 1e-6
+            assert len(divergences) == REVIEWS
+            assert -1e-6 <= min(divergences) <= max(divergences) <= np.log(2) + 1e-6
     reviews, faithful, alike, _ = pieces["attributions-5"]
     assert reviews == 5
     assert list(faithful) == list(ATTRIBUTIONS)
@@ -84,13 +88,14 @@ def test_report_says_what_was_found(examined):
     taus = np.array(pieces["attention"]["agreements"]["attention, gradient"][0], float)
     assert f"| {np.nanmean(taus):.3f}".replace("0.", ".") in text
     adversary = pieces["adversary-0.1"]
-    assert f"| {adversary[0]} | {adversary[1]:.3f} | {adversary[2]:.3f} |" in text
+    apart = np.mean(adversary[3])
+    assert f"| {adversary[0]} | {adversary[1]:.3f} | {apart:.3f} | {adversary[2]:.3f} |" in text
     pictures = re.findall(r"\]\((.+?\.png)\)", text)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all((folder / one).read_bytes().startswith(b"\x89PNG") for one in pictures)
     page = (folder / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 4
-    assert page.count("src=") == 4  # nothing from elsewhere
+    assert page.count('src="data:image/png;base64,') == 5
+    assert page.count("src=") == 5  # nothing from elsewhere
     assert "<td>" in page
 
 
@@ -130,6 +135,29 @@ def test_tau_of_one_token_is_no_number_and_counts_as_none():
     assert agreement.significant == 0
 
 
+@pytest.mark.slow
+def test_seeds_of_another_config_are_left_out_and_said_to_be(examined, tmp_path, capsys):
+    folder = tmp_path / "own"
+    shutil.copytree(examined, folder, symlinks=True)
+    shutil.rmtree(folder / "runs" / "tiny" / "seed1")
+    fields = {"data__dataset": "imdb", "train__epochs": 1, "model__dense_size": 3}
+    assert train(folder, "--name", "tiny", "--seed", 1, **fields) == 0
+    capsys.readouterr()
+    assert call(folder) == 0
+    assert "seed1 is left out, of another config (model.dense_size" in capsys.readouterr().out
+    assert (
+        "No finished run of the recipe with another seed"
+        in (folder / "report" / "report.md").read_text()
+    )
+
+
+def test_damaged_piece_is_one_line(tmp_path):
+    for damaged in ("{", "[]", '{"found": 1}'):
+        (tmp_path / "one.json").write_text(damaged)
+        message = error_of(Kept(tmp_path), "one", lambda: 0)
+        assert message.endswith("one.json is damaged; delete it, and it is made again")
+
+
 # Bad input
 
 
@@ -137,6 +165,7 @@ def test_tau_of_one_token_is_no_number_and_counts_as_none():
     ("words", "says"),
     [
         (["--limit", "0"], "--limit must be above 0, got 0"),
+        (["--seed", "-1"], "seed must be at least 0 and below 2**32, got -1"),
         (["--few", "0"], "--few must be above 0, got 0"),
         (["--epochs", "0"], "--epochs must be above 0, got 0"),
         (["--strengths", "-1"], "--strengths must be finite and at least 0, got -1.0"),

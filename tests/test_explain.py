@@ -233,6 +233,8 @@ def test_review_of_one_word_and_of_twenty_thousand(run, tmp_path):
         (["..."], "the text is empty; give at least one word"),
         (["quixotic"], "the model knows none of the text's 1 words"),
         (["brillo", "--attributions", "atention"], "(did you mean 'attention'?)"),
+        (["--seed", "-1"], "seed must be at least 0 and below 2**32, got -1"),
+        (["brillo", "--format", "terminal", "--out", "x"], "--format terminal writes no file"),
         (["--limit", "0"], "--limit must be above 0, got 0"),
         (["--limit", "11", "--format", "png"], "--format png draws 10 reviews at most, got"),
         (["--split", "tset"], "unknown split of movie_reviews 'tset'; choose train, validation"),

@@ -84,6 +84,14 @@ def test_infidelity_is_zero_for_weights_in_proportion_to_the_truth():
     assert infidelity(MODEL, VALUES, TOKENS, LENGTHS, -SCORES[:, ::-1], KEYS)[0] > 0.1
 
 
+def test_weights_of_the_other_sign_are_no_better_than_none():
+    wrong, none = (
+        infidelity(MODEL, VALUES, TOKENS, LENGTHS, each, KEYS) for each in (-WEIGHTS, 0 * WEIGHTS)
+    )
+    np.testing.assert_allclose(wrong, none, rtol=1e-6)
+    assert none[0] > 0.1
+
+
 def test_overlap_counts_the_tokens_in_both_tops():
     ones = jnp.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
     others = jnp.array([[3.0, 1.0, 4.0, 2.0], [1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])

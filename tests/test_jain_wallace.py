@@ -37,6 +37,12 @@ def test_divergence_is_scipys():
     assert float(apart) == pytest.approx(np.log(2))
 
 
+def test_divergence_of_weights_near_the_least_float_is_finite():
+    p, q = jnp.array([1.3e-38, 1.0]), jnp.array([0.0, 1.0])
+    assert float(jensen_shannon(p, q)) == pytest.approx(0, abs=1e-7)
+    assert np.isfinite(jax.grad(lambda p: jensen_shannon(p, q))(p)).all()
+
+
 def decide_by_loop(name, weights):
     """Returns the probability of each review under weights `[b t]`, by NumPy loops over tokens."""
     model, params = make_model(name)

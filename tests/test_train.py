@@ -366,8 +366,8 @@ def test_amsgrad_divides_by_the_greatest_mean_so_far():
     for t, size in enumerate((1.0, 10.0, 0.1, 0.1), start=1):
         gradient = size * numbers.normal(size=(2, 3))
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        most = np.maximum(most, v / (1 - 0.999**t))
-        place = place - 0.01 * m / (1 - 0.9**t) / np.sqrt(most)
+        most = np.maximum(most, v)
+        place = place - 0.01 * m / (1 - 0.9**t) * np.sqrt((1 - 0.999**t) / most)
         updates, state = optimizer.update(
             {"kernel": jnp.asarray(gradient, jnp.float32)}, state, params
         )

@@ -58,6 +58,12 @@ def test_run_starts_with_them_and_records_their_digest(empty):
     assert "had other word vectors" in error_of(verify, run, empty)
 
 
+def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
+    lines = "brillo 1 2", ". . 3 4", "a\x85b 5 6", "c\rd 7 8", "filmo 9 0"
+    found = read_vectors(write(tmp_path / "some.vec", *lines), WORDS, 2)
+    assert found.vectors.tolist() == [[1, 2], [9, 0]]
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [

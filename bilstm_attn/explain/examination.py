@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from bilstm_attn.backend import choose_backend, keep_compiled
 from bilstm_attn.checkpoint import Exported, load_model, write_file
-from bilstm_attn.config import BackendChoice, Config, require
+from bilstm_attn.config import BackendChoice, Config, differences, require, require_seed
 from bilstm_attn.data.batches import Examples, random_numbers
 from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
 from bilstm_attn.errors import UserError
@@ -36,7 +36,7 @@ from bilstm_attn.explain.examine import (
 from bilstm_attn.explain.jain_wallace import jensen_shannon
 from bilstm_attn.explain.naive import time_naive
 from bilstm_attn.explain.report import Examined, Trained, write_report
-from bilstm_attn.explain.reviews import batches_of
+from bilstm_attn.explain.reviews import FEWEST_AT_ONCE
 from bilstm_attn.explain.wiegreffe_pinter import Adversary, Labels, fit, logits_under
 from bilstm_attn.member import Member
 from bilstm_attn.metrics import accuracy, sigmoid
@@ -49,9 +49,11 @@ from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import clip
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
+from bilstm_attn.vectors import digest_of
 
 Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
 SAMPLE = 4  # reviews for which naive loops are timed
+FORM = 1  # of what is kept; one more where an experiment changes its numbers
 
 
 class Kept:
@@ -59,13 +61,29 @@ class Kept:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.seconds: dict[str, float] = {}  # that each piece took
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns the piece called `name`, which `make` makes if it is not there yet."""
-        path = self.folder / f"{name.replace(' ', '-')}.json"
+        """Returns the piece called `name`, which `make` makes if it is not there yet.
+
+        Raises:
+          UserError: the piece is damaged.
+        """
+        path, begun = self.folder / f"{name.replace(' ', '-')}.json", time.perf_counter()
         if not path.exists():
-            write_file(path, json.dumps(make()).encode())
-        return json.loads(path.read_bytes())
+            found = make()
+            piece = {"seconds": time.perf_counter() - begun, "found": found}
+            write_file(path, json.dumps(piece).encode())
+        try:
+            piece = json.loads(path.read_bytes())
+            self.seconds[name] = piece["seconds"]
+            return piece["found"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path} is damaged; delete it, and it is made again") from None
+
+
+def _digest(run: Run) -> str:
+    return hashlib.sha256(run.model.read_bytes()).hexdigest()[:12]
 
 
 def take(examples: Examples, chosen: np.ndarray) -> Examples:
@@ -94,6 +112,7 @@ def run_examination(
     """
     require(bool(folders), "give at least one run's folder")
     require(limit > 0, f"--limit must be above 0, got {limit}")
+    require_seed(seed)
     require(few > 0, f"--few must be above 0, got {few}")
     require(epochs is None or epochs > 0, f"--epochs must be above 0, got {epochs}")
     for one in strengths:
@@ -114,9 +133,8 @@ def run_examination(
         f"the runs must have names of their own, got {', '.join(names)}; other seeds beside a run "
         "are compared with it",
     )
-    rows = [batches_of(exported.config.data, limit).batch_size for exported in loaded]
     groups = [exported.config.data.group_size for exported in loaded]
-    mesh = make_mesh(int(np.gcd.reduce([*rows, *groups])), devices)
+    mesh = make_mesh(int(np.gcd.reduce([FEWEST_AT_ONCE, *groups])), devices)
     keep_compiled(show)
     found = []
     for run, exported in zip(runs, loaded, strict=True):
@@ -129,8 +147,8 @@ def run_examination(
         whole = split_examples(tokens, "test", exported.vocabulary, exported.config)
         drawn = np.sort(random_numbers(seed, "examine").permutation(whole.size)[:limit])
         number = epochs or exported.config.train.epochs
-        digest = hashlib.sha256(run.model.read_bytes()).hexdigest()[:12]
-        setting = f"{digest}-{len(drawn)}-reviews-seed{seed}-{number}-epochs"
+        of_what = f"{_digest(run)}-{tokens.meta['sha256'][:12]}-form{FORM}"
+        setting = f"{of_what}-{len(drawn)}-reviews-seed{seed}-{number}-epochs"
         subject = Subject(
             run,
             exported,
@@ -167,6 +185,7 @@ class Subject:
     show: Show
     epochs: int  # of what is trained beside it
     kept: Kept
+    adversaries: dict[float, Params] = dataclasses.field(default_factory=dict)  # by strength
 
     @property
     def config(self) -> Config:
@@ -196,19 +215,32 @@ class Subject:
             )
         )
         naive = self.kept("naive", self._naive)
-        trained = [Trained(*self.kept(name, make)) for name, make in self._trainings().items()]
+        trained = [Trained(*self.kept(*each)) for each in self._companions()]
         trade_off = [
-            (strength, Trained(*self.kept(f"adversary {strength:g}", self._adversary(strength))))
+            (strength, Trained(*self.kept(f"adversary {strength:g}", partial(self._far, strength))))
             for strength in sorted(strengths)
         ]
-        name, labels = self.config.name, self.examples.labels
-        return Examined(name, about, labels, attention, attributions, naive, trained, trade_off)
+        if strengths:
+            name = "perceptron, an adversary's attention"
+            trained.append(Trained(*self.kept(name, partial(self._misled, name, max(strengths)))))
+        return Examined(
+            self.config.name,
+            about,
+            self.examples.labels,
+            attention,
+            attributions,
+            naive,
+            trained,
+            trade_off,
+            self.kept.seconds,
+        )
 
     def _naive(self) -> dict[str, float]:
-        """Returns the seconds that loops over words and draws take for one of the reviews."""
-        examples, most = self.examples, self.config.data.max_tokens
-        bounds = zip(examples.starts, examples.stops, strict=True)
-        reviews = [clip(examples.ids[slice(*each)], most) for each in islice(bounds, SAMPLE)]
+        """Returns the mean seconds that loops over words and draws take for a review."""
+        most = self.config.data.max_tokens
+        sample = take(self.examples, np.linspace(0, self.examples.size - 1, SAMPLE).astype(int))
+        bounds = zip(sample.starts, sample.stops, strict=True)
+        reviews = [clip(sample.ids[slice(*each)], most) for each in bounds]
         self.show.say(f"{self.config.name}: timing naive loops over {len(reviews)} reviews")
         return time_naive(self.model, self.exported.params, most, reviews)
 
@@ -223,6 +255,13 @@ class Subject:
                 f"{self.run.folder} was trained on other data than {self.tokens.folder}; give the "
                 "--cache it had"
             )
+        vectors = self.config.model.vectors
+        if vectors:
+            recorded = self.run.environments()[-1]["vectors_sha256"]
+            require(
+                digest_of(Path(vectors)) == recorded,
+                f"{self.run.folder} had other word vectors than {vectors}; put that file back",
+            )
         return member
 
     @cached_property
@@ -234,19 +273,27 @@ class Subject:
         """Returns the fields of a `Trained`."""
         own, weights = self._base
         change = float(np.abs(sigmoid(logits) - sigmoid(own)).mean())
-        apart = None
+        right, apart = accuracy(logits, self.examples.labels), None
         if attention is not None:
-            apart = float(jensen_shannon(jnp.asarray(attention), jnp.asarray(weights), 1).mean())
-        return [name, accuracy(logits, self.examples.labels), apart, change]
+            apart = jensen_shannon(jnp.asarray(attention), jnp.asarray(weights), 1).tolist()
+        return [name, right, change, apart]
 
-    def _fit(self, name: str, objective: Objective, model: Model, frozen: tuple = ()) -> Params:
+    def _fit(
+        self,
+        name: str,
+        objective: Objective,
+        model: Model,
+        base: Params | None = None,
+        frozen: tuple = (),
+    ) -> Params:
+        """Returns the parameters of a model trained as the run was, from a seed of its own."""
         self.show.say(f"{self.config.name}: training {name}")
         return fit(
             objective,
             model,
-            self.exported.params,
+            self.exported.params if base is None else base,
             self._member.training,
-            self.config,
+            dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**32),
             self.mesh,
             lambda what, total: self.show.bar(what, total, 0),
             epochs=self.epochs,
@@ -254,50 +301,51 @@ class Subject:
             vectors=self._member.vectors(),
         )
 
-    def _trainings(self) -> dict[str, Callable[[], list[Any]]]:
-        """Returns what makes each model that is trained beside the run's, by its name."""
-        seeds = {
-            f"{folder.name} of the recipe": partial(self._other_seed, folder)
-            for folder in sorted(self.run.folder.parent.glob("seed*"))
-            if folder.resolve() != self.run.folder.resolve() and Run(folder).model.is_file()
-        }
-        return seeds | {
-            "even attention": partial(self._even, "even attention"),
-            "frozen attention": partial(self._frozen, "frozen attention"),
-            "perceptron, even attention": partial(self._perceptron, "uniform", guided=False),
-            "perceptron, its own attention": partial(self._perceptron, None, guided=False),
-            "perceptron, the base's attention": partial(self._perceptron, None, guided=True),
-        }
+    def _companions(self) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+        """Yields the name of each model that is beside the run's, and what judges it."""
+        for folder in sorted(self.run.folder.resolve().parent.glob("seed*")):
+            other = Run(folder)
+            if folder != self.run.folder.resolve() and other.model.is_file():
+                yield from self._other_seed(other)
+        even, words = self._like(attention="uniform"), self._like(encoder="token_wise")
+        yield "even attention", partial(self._learn, "even attention", even)
+        if self.exported.params.get("attention"):
+            learn = partial(self._learn, model=self.model, frozen=("attention",))
+            yield "frozen attention", partial(learn, "frozen attention")
+        for name, model in (
+            ("perceptron, even attention", self._like(encoder="token_wise", attention="uniform")),
+            ("perceptron, its own attention", words),
+        ):
+            yield name, partial(self._learn, name, model)
+        name = "perceptron, the base's attention"
+        yield name, partial(self._guided, name, self.exported.params)
 
-    def _other_seed(self, folder: Path) -> list[Any]:
-        """Judges the same recipe with another seed, which has words of its own."""
-        other = load_model(Run(folder).exported())
-        rows, config = self.examples.rows, other.config
-        examples = split_examples(self.tokens, "test", other.vocabulary, config)
-        model = Model(config.model, other.vocabulary.size, self.model.backend)
-        chosen = take(examples, np.searchsorted(examples.rows, rows))
-        examiner = Examiner(model, other.params, chosen, config.data, self.mesh, self.show)
-        return self._judge(
-            f"{folder.name} of the recipe", *examiner.ask(folder.name, logits_and_attention)
-        )
+    def _other_seed(self, run: Run) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+        """Yields the same recipe with another seed, which has words of its own."""
+        name, other = run.folder.name, load_model(run.model)
+        alike = dataclasses.replace(other.config, seed=self.config.seed)
+        if differing := differences(alike, self.config):
+            self.show.say(f"{run.folder} is left out, of another config ({differing[0]})")
+            return
 
-    def _even(self, name: str) -> list[Any]:
-        model = self._like(attention="uniform")
-        params = self._fit(name, Labels(), model)
+        def judge() -> list[Any]:
+            examples = split_examples(self.tokens, "test", other.vocabulary, other.config)
+            chosen = take(examples, np.searchsorted(examples.rows, self.examples.rows))
+            model = Model(other.config.model, other.vocabulary.size, self.model.backend)
+            examiner = dataclasses.replace(
+                self.examiner(model, other.params), examples=chosen, seconds={}
+            )
+            return self._judge(f"the recipe's {name}", *examiner.ask(name, logits_and_attention))
+
+        yield f"the recipe's {name} {_digest(run)}", judge
+
+    def _learn(self, name: str, model: Model, frozen: tuple = ()) -> list[Any]:
+        params = self._fit(name, Labels(), model, frozen=frozen)
         return self._judge(name, *self.ask(name, model, params, logits_and_attention))
 
-    def _frozen(self, name: str) -> list[Any]:
-        params = self._fit(name, Labels(), self.model, frozen=("attention",))
-        return self._judge(name, *self.ask(name, self.model, params, logits_and_attention))
-
-    def _perceptron(self, attention: str | None, *, guided: bool) -> list[Any]:
-        whose = "the base's" if guided else "even" if attention else "its own"
-        name = f"perceptron, {whose} attention"
-        changed = {"attention": attention} if attention else {}
-        model = self._like(encoder="token_wise", **changed)
-        params = self._fit(name, Labels(self.model if guided else None), model)
-        if not guided:
-            return self._judge(name, *self.ask(name, model, params, logits_and_attention))
+    def _guided(self, name: str, guide: Params) -> list[Any]:
+        """Judges a perceptron under the attention of the model with the parameters `guide`."""
+        perceptron = self._like(encoder="token_wise")
 
         def logits_guided(
             model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
@@ -306,17 +354,23 @@ class Subject:
             imposed = self.model(params["base"], tokens, lengths).weights.T
             return logits_under(model, params["own"], tokens, lengths, imposed)
 
-        both = {"own": params, "base": self.exported.params}
-        return self._judge(name, self.ask(name, model, both, logits_guided), None)
+        own = self._fit(name, Labels(self.model), perceptron, guide)
+        both = {"own": own, "base": guide}
+        return self._judge(name, self.ask(name, perceptron, both, logits_guided), None)
 
-    def _adversary(self, strength: float) -> Callable[[], list[Any]]:
-        name = f"adversary, λ {strength:g}"
+    def _adversary(self, strength: float) -> Params:
+        """Returns the adversary's parameters, trained once."""
+        if strength not in self.adversaries:
+            name = f"adversary, λ {strength:g}"
+            self.adversaries[strength] = self._fit(name, Adversary(strength), self.model)
+        return self.adversaries[strength]
 
-        def make() -> list[Any]:
-            params = self._fit(name, Adversary(strength), self.model)
-            return self._judge(name, *self.ask(name, self.model, params, logits_and_attention))
+    def _far(self, strength: float) -> list[Any]:
+        name, params = f"adversary, λ {strength:g}", self._adversary(strength)
+        return self._judge(name, *self.ask(name, self.model, params, logits_and_attention))
 
-        return make
+    def _misled(self, name: str, strength: float) -> list[Any]:
+        return self._guided(name, self._adversary(strength))
 
     def _like(self, **changed: Any) -> Model:
         """Returns the model with another config."""

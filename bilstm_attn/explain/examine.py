@@ -31,7 +31,7 @@ from bilstm_attn.explain.faithfulness import (
     overlap_at,
     toward_answer,
 )
-from bilstm_attn.explain.reviews import analyse, batches_of
+from bilstm_attn.explain.reviews import analyse, batches_of, require_finite
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.terminal import Show
@@ -105,10 +105,14 @@ class JainWallace(NamedTuple):
 def examine_attention(examiner: Examiner) -> JainWallace:
     """Returns the results of their experiments, by their protocol.
 
+    Deviation: the start token counts as one of the review's, and reviews of six words or fewer
+    stay; they leave both out.
+
     The gradient is that of the probability times the input, with the attention held; it and the
     change of the probability as a word is left out count by their size.
     """
     logits, attention = examiner.ask("attention", logits_and_attention)
+    require_finite(logits)
     gradient = np.abs(examiner.ask("gradient", GradientTimesInput(through_attention=False)))
     fall = examiner.ask("leave one out", LeaveOneOut())
     change = np.abs(sigmoid(logits)[:, None] - sigmoid(logits[:, None] - fall))
@@ -222,5 +226,7 @@ def _measure(
         *aopc(*given, scores),
         fraction_to_flip(*given, scores),
         infidelity(*given, signed, keys),
-        completeness_error(*given, weights),
+        completeness_error(*given, weights)
+        if isinstance(attribution, IntegratedGradients)
+        else jnp.zeros_like(logits),
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bilstm_attn.dropout import stream
 from bilstm_attn.explain.attribution import Attributed
 from bilstm_attn.explain.chance import at_places
 from bilstm_attn.explain.subsets import logits_without, own_tokens
@@ -100,7 +101,7 @@ def fraction_to_flip(
 
     def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, share, flipped = state
-        deleted = jnp.ceil((number + 1) / grid * lengths)
+        deleted = -(-(number + 1) * lengths // grid)
         keep = places >= deleted[:, None]
         flips = (logits_without(model, params, tokens, lengths, keep[None])[0] > 0) != answer
         return number + 1, jnp.where(flips & ~flipped, deleted / own, share), flipped | flips
@@ -136,8 +137,10 @@ def infidelity(
 
     S is drawn with every token at even chances; its words' vectors become zero. Yeh et al., 2019,
     arXiv:1901.09392, definition 2.1, with a baseline of zero for a random part of the input, and
-    the factor s, one a review, that makes it least, so that attributions of any scale compare.
+    the factor s of at least 0, one a review, that makes it least, so that attributions of any scale
+    compare.
     """
+    keys = jax.vmap(lambda key: stream(key, "infidelity"))(keys)  # not those of the attribution
     inputs = model.embed(params, tokens)
     own = own_tokens(lengths, tokens.shape[1])
 
@@ -150,5 +153,5 @@ def infidelity(
     given = model.classify(params, inputs, lengths).logits
     said, fell = lax.map(measure, jnp.arange(samples))
     square = (said * said).sum(axis=0)
-    scale = (said * fell).sum(axis=0) / jnp.where(square > 0, square, 1)
+    scale = jnp.maximum((said * fell).sum(axis=0) / jnp.where(square > 0, square, 1), 0)
     return ((scale[None] * said - fell) ** 2).mean(axis=0)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from bilstm_attn.attention import masked_softmax
 from bilstm_attn.explain.chance import at_places
 from bilstm_attn.model import Model
+from bilstm_attn.optim import scale_by_amsgrad
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
@@ -37,7 +38,8 @@ def jensen_shannon(p: Array, q: Array, axis: int = 0) -> Array:
     middle = (p + q) / 2
 
     def to_middle(p: Array) -> Array:
-        both = jnp.where(p > 0, p, 1), jnp.where(p > 0, middle, 1)
+        counts = (p > 0) & (middle > 0)  # the middle of tiny weights may be 0
+        both = jnp.where(counts, p, 1), jnp.where(counts, middle, 1)
         return (p * (jnp.log(both[0]) - jnp.log(both[1]))).sum(axis=axis)
 
     return (to_middle(p) + to_middle(q)) / 2
@@ -137,9 +139,7 @@ def adversaries(
         beyond = PENALTY * jnp.maximum(change - SLACK, 0)
         return ((beyond - apart).sum(axis=0) - among).sum()
 
-    descent = optax.chain(
-        optax.scale_by_amsgrad(eps=1e-8), optax.scale_by_learning_rate(LEARNING_RATE)
-    )
+    descent = optax.chain(scale_by_amsgrad(), optax.scale_by_learning_rate(LEARNING_RATE))
     scores = SPREAD * jnp.stack(
         [at_places(keys, len(own), jax.random.normal, at).T for at in range(count)]
     )

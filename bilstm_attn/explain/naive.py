@@ -26,6 +26,7 @@ from bilstm_attn.explain.jain_wallace import (
     jensen_shannon,
 )
 from bilstm_attn.model import Model
+from bilstm_attn.optim import scale_by_amsgrad
 from bilstm_attn.types import Params
 
 Ids = Int[np.ndarray, " n"]  # of a review, as the model reads them
@@ -95,9 +96,7 @@ class Naive:
         attended = self._encode(self.params, *self._padded(ids))
         given = jax.nn.sigmoid(self._decide(self.params, *attended)[0])
         mask = jnp.arange(self.max_tokens)[:, None] < len(ids)
-        descent = optax.chain(
-            optax.scale_by_amsgrad(eps=1e-8), optax.scale_by_learning_rate(LEARNING_RATE)
-        )
+        descent = optax.chain(scale_by_amsgrad(), optax.scale_by_learning_rate(LEARNING_RATE))
         update, found = jax.jit(descent.update), jnp.asarray(scores)
         moments = descent.init(found)
         for _ in range(steps):

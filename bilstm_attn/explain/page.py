@@ -68,7 +68,7 @@ def make_page(
             as_json(review) | {"name": name} for review, name in zip(reviews, names, strict=True)
         ],
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Whatever stands in a review, it cannot end the element that holds the data.
     escaped = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", escaped)

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bilstm_attn.checkpoint import Exported
-from bilstm_attn.config import DataConfig
+from bilstm_attn.config import DataConfig, require
 from bilstm_attn.data.batches import Examples
 from bilstm_attn.dropout import stream
 from bilstm_attn.evaluate import Rows, make_step, map_reviews
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import (
+    Attributed,
     Attribution,
     IntegratedGradients,
     completeness_error,
@@ -31,7 +32,8 @@ from bilstm_attn.types import Batch, Keys, Lengths, Params, Tokens
 LABELS = ("negative", "positive")
 # Reviews are padded to; the effort of some attributions grows as its square.
 EDGES = (100, 200, 300)
-REVIEWS_AT_ONCE = 48  # divisible by the number of edges, whatever the longest review
+# Divisible by the number of edges, whatever the longest review, and one by the other.
+REVIEWS_AT_ONCE, FEWEST_AT_ONCE = 48, 16
 
 
 class Explained(NamedTuple):
@@ -58,6 +60,14 @@ class Explained(NamedTuple):
         return None if self.label < 0 else abs(self.label - self.probability)
 
 
+def require_finite(logits: np.ndarray) -> None:
+    """Raises a `UserError` if a model's answers are no numbers."""
+    require(
+        bool(np.isfinite(logits).all()),
+        "the model's answers are not finite numbers: its training diverged; give another run",
+    )
+
+
 def read_texts(texts: Sequence[str], labels: Sequence[int], exported: Exported) -> Examples:
     """Returns texts as the model reads them."""
     words = [exported.vocabulary.encode(tokenise(text)) for text in texts]
@@ -76,7 +86,7 @@ def read_texts(texts: Sequence[str], labels: Sequence[int], exported: Exported) 
 def batches_of(config: DataConfig, reviews: int) -> DataConfig:
     """Returns how so many reviews are batched to be explained."""
     edges = tuple(edge for edge in EDGES if edge < config.max_tokens)
-    rows = REVIEWS_AT_ONCE if reviews > REVIEWS_AT_ONCE // 4 else REVIEWS_AT_ONCE // 4
+    rows = REVIEWS_AT_ONCE if reviews > FEWEST_AT_ONCE else FEWEST_AT_ONCE
     return dataclasses.replace(config, batch_size=rows, bucket_edges=edges)
 
 
@@ -131,7 +141,7 @@ def explain(
     examples = read_texts(texts, labels, exported)
     batches = batches_of(exported.config.data, len(texts))
 
-    def run(name: str, analysis: Analysis) -> np.ndarray:
+    def run(name: str, analysis: Analysis) -> Any:
         with bar(name, len(texts)) as drawn:
             return analyse(
                 analysis, exported.params, examples, batches, mesh, advance=drawn.advance
@@ -143,12 +153,15 @@ def explain(
         del keys
         return model(params, tokens, lengths).logits
 
-    probabilities = sigmoid(run("probability", logits_of))
+    logits = run("probability", logits_of)
+    require_finite(logits)
+    probabilities = sigmoid(logits)
     weights, errors = {}, np.full(len(texts), np.nan)
     for name, one in attributions.items():
-        weights[name] = run(name, partial(one, model))
         if isinstance(one, IntegratedGradients):
-            errors = run("completeness", partial(_completeness, one, model))
+            weights[name], errors = run(name, partial(_with_error, one, model))
+        else:
+            weights[name] = run(name, partial(one, model))
     apart = disagreement(list(weights.values()), examples.lengths)
     found = []
     for row, text in enumerate(texts):
@@ -171,23 +184,25 @@ def explain(
     return found
 
 
-def _completeness(
+def _with_error(
     one: IntegratedGradients,
     model: Model,
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
     keys: Keys,
-) -> Float[Array, " b"]:
+) -> tuple[Attributed, Float[Array, " b"]]:
     weights = one(model, params, tokens, lengths, keys)
-    return completeness_error(model, params, tokens, lengths, weights)
+    return weights, completeness_error(model, params, tokens, lengths, weights)
 
 
 def disagreement(weights: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
     """Returns `1 - mean over pairs of Kendall's tau` between sizes of weights `[n t]`, a review.
 
-    Not a number for a review of one token, or a single attribution.
+    Not a number for a review of one token, or a single attribution. Even weights, which have no
+    order, are left out.
     """
     pairs = itertools.combinations([np.abs(each) for each in weights], 2)
     taus = [kendall(one, two, lengths).taus for one, two in pairs]
+    taus = [tau for tau in taus if not np.isnan(tau).all()]  # one of even weights agrees with none
     return 1 - np.mean(taus, axis=0) if taus else np.full(len(lengths), np.nan)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bilstm_attn.backend import choose_backend, keep_compiled
 from bilstm_attn.checkpoint import Exported, load_model, write_file
-from bilstm_attn.config import BackendChoice, require
+from bilstm_attn.config import BackendChoice, require, require_seed
 from bilstm_attn.data.batches import Examples, random_numbers
 from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
 from bilstm_attn.data.sources import DATASETS
@@ -17,7 +17,7 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import ATTRIBUTIONS, Attribution
 from bilstm_attn.explain.page import as_json, make_page
 from bilstm_attn.explain.picture import draw_reviews
-from bilstm_attn.explain.reviews import LABELS, Explained, batches_of, explain
+from bilstm_attn.explain.reviews import FEWEST_AT_ONCE, LABELS, Explained, explain
 from bilstm_attn.model import Model
 from bilstm_attn.pooling import POOLINGS
 from bilstm_attn.predict import read_text
@@ -62,16 +62,20 @@ def run_explanation(
       UserError: a mistake in the arguments, the run or the data; says what to do.
     """
     require(limit > 0, f"--limit must be above 0, got {limit}")
+    require_seed(seed)
     show, run = Show(), Run(run_or_model)
     exported = load_model(run_or_model if run_or_model.is_file() else run.exported())
     wanted, note = choose_attributions(attributions, exported)
     reviews = 1 if text is not None else limit
     require(
+        format != "terminal" or out is None, "--format terminal writes no file; leave out --out"
+    )
+    require(
         format != "png" or reviews <= MOST_IN_A_PICTURE,
         f"--format png draws {MOST_IN_A_PICTURE} reviews at most, got --limit {reviews}; lower "
         "it, or give --format html",
     )
-    mesh = make_mesh(batches_of(exported.config.data, reviews).batch_size, devices)
+    mesh = make_mesh(FEWEST_AT_ONCE, devices)
     keep_compiled(show)
     model = Model(
         exported.config.model,
@@ -93,7 +97,7 @@ def run_explanation(
         lambda name, total: show.bar(name, total, 0),
     )
     about = chosen.about
-    if text is None:
+    if text is None and min(chosen.labels) >= 0:
         right = np.mean([one.answer == LABELS[one.label] for one in explained])
         about += f" The model is right about {percent(float(right))} of them."
     about += f" Model: {exported.config.name}, seed {exported.config.seed}."

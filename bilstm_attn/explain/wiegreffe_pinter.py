@@ -69,7 +69,7 @@ def logits_under(
     if imposed is None:
         return model(params, tokens, lengths, keys).logits
     states, last = model.encode(params, model.embed(params, tokens, keys), lengths, keys)
-    return model.decide(params, states, last, imposed, lengths)
+    return model.decide(params, states, last, imposed, lengths, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Adversary(Objective):
     """`|p - p_base| - strength KL(alpha || alpha_base)`: the base's answers, other attention.
 
     Eq. 2 there, with the total variation distance of two answers, `|p - p_base|`. Deviation: their
-    code takes half of it, so that a strength here is twice theirs.
+    code takes half of it, so that a strength here is twice theirs. Their adversaries train for up
+    to 80 epochs, and the one with the least training loss is taken; here the last of as many epochs
+    as `fit` is told.
     """
 
     strength: float
