@@ -9,13 +9,27 @@ Run:    python scripts/train.py jain_wallace_rerun
 Result: status: unmeasured
 """
 
-import dataclasses
+from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
-from bilstm_attn.config import TrainConfig
-from configs.jain_wallace import config as model
-
-config = dataclasses.replace(
-    model,
-    data=dataclasses.replace(model.data, validation_reviews=0),
+config = Config(
+    data=DataConfig(
+        validation_reviews=0,
+        vocabulary_size=14_000,
+        max_tokens=400,
+        drop_longer=True,
+        batch_size=32,
+        bucket_edges=(),
+    ),
+    model=ModelConfig(
+        embedding_size=300,
+        hidden_size=128,
+        layers=1,
+        input_dropout=0.0,
+        attention="additive_keys",
+        attention_size=128,
+        dense_size=0,
+        head_dropout=0.0,
+    ),
+    optim=OptimConfig(epsilon=1e-8, amsgrad=True, l2_penalty=1e-5 / 32),
     train=TrainConfig(epochs=8, each_epoch="test", select="last"),
 )
