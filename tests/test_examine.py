@@ -118,8 +118,11 @@ def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "training even attention" in said
     assert said.count("training ") == 1
-    report = "report/report.md"
-    assert (tmp_path / "own" / report).read_bytes() == (examined / report).read_bytes()
+    one, other = (
+        (folder / "report" / "report.md").read_text().split("### Time")[0]
+        for folder in (tmp_path / "own", examined)
+    )
+    assert one == other
 
 
 def test_kept_piece_is_made_once(tmp_path):

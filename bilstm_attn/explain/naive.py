@@ -29,7 +29,7 @@ from bilstm_attn.model import Model
 from bilstm_attn.optim import scale_by_amsgrad
 from bilstm_attn.types import Params
 
-Ids = Int[np.ndarray, " n"]  # of a review, as the model reads them
+Ids = Int[np.ndarray, "_"]  # of a review, as the model reads them
 
 
 class Naive:
