@@ -42,12 +42,15 @@ def keys_of(seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), ROWS)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def run(attribution, name, params, tokens, lengths, keys):
+    return attribution(make_model(name)[0], params, tokens, lengths, keys)
+
+
 def attribute(attribution, name="cell-lstm", tokens=None, lengths=LENGTHS, keys=None) -> np.ndarray:
-    model, params = make_model(name)
     tokens = random_tokens() if tokens is None else tokens
-    keys = keys_of() if keys is None else keys
-    run = jax.jit(partial(attribution, model))
-    return np.asarray(run(params, jnp.asarray(tokens), jnp.asarray(lengths), keys))
+    given = jnp.asarray(tokens), jnp.asarray(lengths), keys_of() if keys is None else keys
+    return np.asarray(run(attribution, name, make_model(name)[1], *given))
 
 
 def oracle(vectors: np.ndarray) -> float:
@@ -97,11 +100,12 @@ def test_padding_gets_zero_and_more_of_it_changes_nothing(name):
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_other_reviews_of_the_batch_change_nothing(name):
     attribution = ATTRIBUTIONS[name]()
-    alone = attribute(
-        attribution, tokens=random_tokens()[3:], lengths=LENGTHS[3:], keys=keys_of()[3:]
-    )
-    together = attribute(attribution)[3:]
-    np.testing.assert_allclose(alone, together, atol=TOLERANCE, rtol=TOLERANCE)
+    tokens, lengths, keys = random_tokens(), LENGTHS.copy(), keys_of(1)
+    tokens[:3] = np.random.default_rng(4).integers(1, VOCABULARY, (3, STEPS))
+    lengths[:3] = [5, 6, 0]
+    among_others = attribute(attribution, tokens=tokens, lengths=lengths, keys=keys)[3]
+    expected = attribute(attribution, keys=jnp.concatenate([keys_of()[:3], keys[3:]]))[3]
+    np.testing.assert_allclose(among_others, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_gradients_are_central_differences():
@@ -140,10 +144,10 @@ def test_integrated_gradients_are_the_slow_sum_along_the_way():
 def test_integrated_gradients_add_up(name):
     model, params = make_model(name)
     tokens, lengths = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
-    errors = []
+    error_of, errors = jax.jit(partial(completeness_error, model)), []
     for points in (2, 32):
         weights = attribute(IntegratedGradients(points), name)
-        errors.append(completeness_error(model, params, tokens, lengths, jnp.asarray(weights)))
+        errors.append(error_of(params, tokens, lengths, jnp.asarray(weights)))
     # Where the logit has a kink (the maximum), a rule for smooth functions is only this good.
     assert float(errors[1].max()) < (0.01 if name == "pooling-max" else TOLERANCE)
     assert float(errors[0].max()) > 2 * float(errors[1].max())
@@ -201,7 +205,8 @@ def test_attention_is_the_models_own_or_zero():
     model, params = make_model("cell-lstm")
     tokens, lengths = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
     weights = attribute(ATTRIBUTIONS["attention"]())
-    np.testing.assert_allclose(weights, model(params, tokens, lengths).weights, atol=1e-7)
+    own = jax.jit(model.__call__)(params, tokens, lengths).weights
+    np.testing.assert_allclose(weights, own, atol=1e-7)
     assert (attribute(ATTRIBUTIONS["attention"](), "pooling-last") == 0).all()
 
 

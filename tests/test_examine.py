@@ -179,6 +179,7 @@ def test_mistake_is_one_line(own, words, says):
     assert says in error_of(examine, tiny_run(own).folder, *words, "--cache", own / "cache")
 
 
+@pytest.mark.slow
 def test_run_without_attention_is_refused(empty):
     assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
     message = error_of(examine, tiny_run(empty).folder, "--cache", empty / "cache")

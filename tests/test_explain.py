@@ -245,6 +245,7 @@ def test_mistake_is_one_line(own, words, says):
     assert says in error_of(explain, tiny_run(own).folder, *words, "--cache", own / "cache")
 
 
+@pytest.mark.slow
 def test_run_without_attention_says_what_is_shown(empty, capsys):
     assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
     run, out = tiny_run(empty), empty / "page.html"

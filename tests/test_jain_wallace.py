@@ -1,6 +1,6 @@
 """Permuted and adversarial attention against loops, and SciPy's divergence."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,16 @@ def test_divergence_of_weights_near_the_least_float_is_finite():
     assert np.isfinite(jax.grad(lambda p: jensen_shannon(p, q))(p)).all()
 
 
+@cache
+def run(name):
+    model, params = make_model(name)
+    return jax.device_get(jax.jit(model.__call__)(params, TOKENS, LENGTHS))
+
+
 def decide_by_loop(name, weights):
     """Returns the probability of each review under weights `[b t]`, by NumPy loops over tokens."""
-    model, params = make_model(name)
-    states, _ = model.encode(params, model.embed(params, TOKENS), LENGTHS)
-    states, params = np.asarray(states, np.float64), jax.device_get(params)
+    params = jax.device_get(make_model(name)[1])
+    states = np.asarray(run(name).states, np.float64).transpose(1, 0, 2)
     probabilities = []
     for row in range(len(LENGTHS)):
         context = sum(weights[row, t] * states[t, row] for t in range(STEPS))
@@ -58,8 +63,7 @@ def decide_by_loop(name, weights):
 
 
 def own_weights(name) -> np.ndarray:
-    model, params = make_model(name)
-    return np.asarray(model(params, TOKENS, LENGTHS).weights, np.float64)
+    return np.asarray(run(name).weights, np.float64)
 
 
 def test_permutation_is_the_loop_over_orders():
@@ -91,7 +95,8 @@ def test_orders_are_permutations_of_own_tokens_all_as_likely():
 
 def test_even_attention_has_nothing_to_permute():
     model, params = make_model("attention-uniform")
-    change = permutation_change(model, params, TOKENS, LENGTHS, KEYS, draws=5)
+    find = jax.jit(partial(permutation_change, model, draws=5))
+    change = find(params, TOKENS, LENGTHS, KEYS)
     np.testing.assert_allclose(change, 0, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """Vectorised experiments against loops over one review, one word and one draw."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +28,13 @@ def naive():
     return Naive(*make_model("cell-lstm"), STEPS)
 
 
+def jitted(experiment):
+    model, params = make_model("cell-lstm")
+    return jax.jit(partial(experiment, model))(params, TOKENS, LENGTHS, KEYS)
+
+
 def test_leaving_one_out(naive):
-    found = LeaveOneOut()(*make_model("cell-lstm"), TOKENS, LENGTHS, KEYS)
+    found = jitted(LeaveOneOut())
     for row, ids in zip(ROWS, IDS, strict=True):
         np.testing.assert_allclose(
             naive.leave_one_out(ids), found[row, : len(ids)], atol=2e-6
@@ -36,7 +43,7 @@ def test_leaving_one_out(naive):
 
 def test_permutation(naive):
     draws = 5
-    found = permutation_change(*make_model("cell-lstm"), TOKENS, LENGTHS, KEYS, draws=draws)
+    found = jitted(partial(permutation_change, draws=draws))
     orders = [np.asarray(draw_orders(KEYS, LENGTHS, STEPS, at)) for at in range(draws)]
     for row, ids in zip(ROWS, IDS, strict=True):
         own = [order[: len(ids), row] for order in orders]
@@ -45,8 +52,7 @@ def test_permutation(naive):
 
 def test_adversaries(naive):
     count, steps = 3, 30
-    given = *make_model("cell-lstm"), TOKENS, LENGTHS, KEYS
-    found = adversaries(*given, count=count, steps=steps)
+    found = jitted(partial(adversaries, count=count, steps=steps))
     scores = [
         SPREAD * np.asarray(at_places(KEYS, STEPS, jax.random.normal, at)) for at in range(count)
     ]

@@ -35,6 +35,7 @@ def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(t
         assert found.vectors.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_run_starts_with_them_and_records_their_digest(empty):
     lines = (f"{word} {number} 0 0 {-number}" for number, word in enumerate(["brillo", "dregg"], 1))
     path = write(empty / "some.vec", *lines)

@@ -66,6 +66,7 @@ def apart(params) -> tuple[float, float]:
     return float(jensen_shannon(own.weights, base.weights, axis=1).mean()), float(change.mean())
 
 
+@pytest.mark.slow
 def test_adversary_gives_the_bases_answers_and_the_stronger_it_is_other_attention():
     (jsd_weak, change_weak), (jsd_strong, change_strong) = (
         apart(adversary(0.0)),
@@ -77,6 +78,7 @@ def test_adversary_gives_the_bases_answers_and_the_stronger_it_is_other_attentio
     assert jsd_strong > 0.3
 
 
+@pytest.mark.slow
 def test_base_stays_as_it_is_and_frozen_parameters_too():
     made = planted()
     before = jax.device_get(made.params)
@@ -118,6 +120,7 @@ def test_imposed_weights_are_those_that_count():
     assert float(jnp.abs(turned - own).max()) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [True, False])
 def test_perceptron_learns_under_a_guide_and_alone(guided):
     made = planted()

@@ -220,7 +220,7 @@ def _short(value: float) -> str:
     >>> _short(0.4372), _short(-0.061)
     ('.437', '-.061')
     """
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return ("-" if value < 0 else "") + f"{abs(value):.3f}".removeprefix("0")
 
 
 def write_report(models: Sequence[Examined], folder: Path) -> None:
