@@ -62,6 +62,12 @@ def _numbers(numbers: list[str], path: Path, line: int) -> np.ndarray:
     return vector
 
 
+def require_digest(path: Path, recorded: str, folder: Path) -> None:
+    """Raises a `UserError` unless the file is the one that the run in `folder` recorded."""
+    if digest_of(path) != recorded:
+        raise UserError(f"{folder} had other word vectors than {path}; put that file back")
+
+
 def digest_of(path: Path) -> str:
     """Returns the file's SHA-256.
 

@@ -16,7 +16,7 @@ from bilstm_attn.session import make_member
 from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
 from bilstm_attn.train import PROOF_STEP, train
-from bilstm_attn.vectors import digest_of
+from bilstm_attn.vectors import require_digest
 
 ROUNDING = 1e-5  # of the loss: a few steps whose sums have another order differ by about 1e-7
 
@@ -49,9 +49,8 @@ def run_verification(folder: Path, places: DataPlaces) -> int:
     here |= {"backend": backend, "seeds": 1}
     if here["data_sha256"] != recorded["data_sha256"]:
         raise UserError(f"{folder} was trained on other data; give the --cache it had")
-    vectors = config.model.vectors
-    if vectors and digest_of(Path(vectors)) != recorded["vectors_sha256"]:
-        raise UserError(f"{folder} had other word vectors than {vectors}; put that file back")
+    if config.model.vectors:
+        require_digest(Path(config.model.vectors), recorded["vectors_sha256"], folder)
     for line in _differences(recorded, here):
         show.say(f"differs  {line}")
     with tempfile.TemporaryDirectory() as again:

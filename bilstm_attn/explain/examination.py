@@ -49,7 +49,7 @@ from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import clip
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
-from bilstm_attn.vectors import digest_of
+from bilstm_attn.vectors import require_digest
 
 Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
 SAMPLE = 4  # reviews for which naive loops are timed
@@ -255,13 +255,9 @@ class Subject:
                 f"{self.run.folder} was trained on other data than {self.tokens.folder}; give the "
                 "--cache it had"
             )
-        vectors = self.config.model.vectors
-        if vectors:
+        if vectors := self.config.model.vectors:
             recorded = self.run.environments()[-1]["vectors_sha256"]
-            require(
-                digest_of(Path(vectors)) == recorded,
-                f"{self.run.folder} had other word vectors than {vectors}; put that file back",
-            )
+            require_digest(Path(vectors), recorded, self.run.folder)
         return member
 
     @cached_property
