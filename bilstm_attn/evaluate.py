@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from bilstm_attn.checkpoint import write_file
 from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import BatchPlan, Examples, plan_by_length, read_batch
+from bilstm_attn.errors import UserError
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.sharding import ROWS, WHOLE, own_part, place_rows
@@ -99,6 +100,15 @@ def predict_logits(
         return logits_of(params, batch)
 
     return map_reviews(step, params, examples, config, mesh, advance)
+
+
+def require_finite(logits: np.ndarray, where: str) -> None:
+    """Raises a `UserError` if logits on `where` are no numbers."""
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"the model's logits on {where} are not finite; its training has diverged: "
+            "train again with a lower --optim.learning-rate"
+        )
 
 
 def save_predictions(path: Path, examples: Examples, logits: np.ndarray) -> None:

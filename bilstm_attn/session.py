@@ -34,7 +34,7 @@ from bilstm_attn.data.batches import (
 )
 from bilstm_attn.data.cache import DataPlaces, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.errors import UserError
-from bilstm_attn.evaluate import make_logits_step, predict_logits, save_predictions
+from bilstm_attn.evaluate import make_logits_step, predict_logits, require_finite, save_predictions
 from bilstm_attn.interruption import Interrupted
 from bilstm_attn.member import Member
 from bilstm_attn.metrics import measure
@@ -335,11 +335,7 @@ def measure_split(
             mesh,
             bar.advance,
         )
-    if not np.isfinite(logits).all():
-        raise UserError(
-            f"the model's logits on split {split!r} are not finite; its training has diverged: "
-            "train again with a lower --optim.learning-rate"
-        )
+    require_finite(logits, f"split {split!r}")
     from_first(lambda: save_predictions(run.predictions(split), examples, logits))
     return measure(logits, examples.labels)
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tiny import cut, error_of, flip, script, tiny_run, train
 
+from bilstm_attn.evaluate import require_finite
+
 evaluate = script("evaluate")
 predict = script("predict")
 report = script("report")
@@ -73,3 +75,9 @@ def test_table_of_a_run_comes_from_its_metrics(own, capsys):
 def test_table_of_a_run_with_damaged_metrics_is_one_line(own):
     flip(tiny_run(own).metrics_file, 0)
     assert error_of(report, own / "runs").startswith("line 1 of ")
+
+
+def test_logits_that_are_no_numbers_are_one_line():
+    require_finite(np.zeros(2), "split 'test'")
+    message = error_of(require_finite, np.array([0.0, np.nan]), "split 'test'")
+    assert message.startswith("the model's logits on split 'test' are not finite; its training has")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import Examples
+from bilstm_attn.evaluate import require_finite
 from bilstm_attn.explain import jain_wallace
 from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import (
@@ -31,7 +32,7 @@ from bilstm_attn.explain.faithfulness import (
     overlap_at,
     toward_answer,
 )
-from bilstm_attn.explain.reviews import analyse, batches_of, require_finite
+from bilstm_attn.explain.reviews import analyse, batches_of
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.terminal import Show
@@ -112,7 +113,7 @@ def examine_attention(examiner: Examiner) -> JainWallace:
     change of the probability as a word is left out count by their size.
     """
     logits, attention = examiner.ask("attention", logits_and_attention)
-    require_finite(logits)
+    require_finite(logits, "these reviews")
     gradient = np.abs(examiner.ask("gradient", GradientTimesInput(through_attention=False)))
     fall = examiner.ask("leave one out", LeaveOneOut())
     change = np.abs(sigmoid(logits)[:, None] - sigmoid(logits[:, None] - fall))

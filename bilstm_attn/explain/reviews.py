@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bilstm_attn.checkpoint import Exported
-from bilstm_attn.config import DataConfig, require
+from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import Examples
 from bilstm_attn.dropout import stream
-from bilstm_attn.evaluate import Rows, make_step, map_reviews
+from bilstm_attn.evaluate import Rows, make_step, map_reviews, require_finite
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import (
     Attributed,
@@ -58,14 +58,6 @@ class Explained(NamedTuple):
     def error(self) -> float | None:
         """How far the probability is from the label, or None without one."""
         return None if self.label < 0 else abs(self.label - self.probability)
-
-
-def require_finite(logits: np.ndarray) -> None:
-    """Raises a `UserError` if a model's answers are no numbers."""
-    require(
-        bool(np.isfinite(logits).all()),
-        "the model's answers are not finite numbers: its training diverged; give another run",
-    )
 
 
 def read_texts(texts: Sequence[str], labels: Sequence[int], exported: Exported) -> Examples:
@@ -154,7 +146,7 @@ def explain(
         return model(params, tokens, lengths).logits
 
     logits = run("probability", logits_of)
-    require_finite(logits)
+    require_finite(logits, "these reviews")
     probabilities = sigmoid(logits)
     weights, errors = {}, np.full(len(texts), np.nan)
     for name, one in attributions.items():
