@@ -3,6 +3,7 @@
 A new encoder is one class and one line in `ENCODERS`.
 """
 
+import abc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.dropout import dropout_mask
 from bilstm_attn.errors import UserError
 from bilstm_attn.kernels import native, pallas
-from bilstm_attn.recurrence import Precision, length_mask, recur_both_ways
+from bilstm_attn.recurrence import (
+    Precision,
+    Reader,
+    gather,
+    length_mask,
+    recur_both_ways,
+    reread_both_ways,
+)
 from bilstm_attn.registry import look_up, make
-from bilstm_attn.types import Inputs, Keys, Lengths, Params, Query, States
+from bilstm_attn.types import Inputs, Keys, Lengths, Params, Places, Query, States
 
 KERNELS = (LSTM,)  # what `native` and `pallas` run: these classes, not what derives from them
 
@@ -101,8 +109,36 @@ class Bidirectional(nnx.Module):
             precision=self.precision,
         )
 
+    def reader(self, inputs: Inputs) -> Reader:
+        """Returns the layer, without dropout, of the same tokens in other places."""
+        return reread_both_ways(
+            self.forward,
+            self.backward,
+            inputs,
+            backend=self.backend,
+            precision=self.precision,
+        )
+
 
 class Encoder(nnx.Module):
+    """Words' vectors to states. The constructor takes `config`, `backend` and `rngs`."""
+
+    @abc.abstractmethod
+    def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
+        """Returns every state `[t b d]`, zero at padding, and what attention asks with `[b d]`.
+
+        `keys`, one a review, turn dropout on.
+        """
+
+    def reader(self, inputs: Inputs) -> Reader:
+        """Returns the function that does this, without dropout, with the tokens in other places.
+
+        What depends on a token alone may be computed once, for many such.
+        """
+        return lambda places, lengths: self(gather(inputs, places), lengths, None)
+
+
+class Recurrent(Encoder):
     """A stack of bidirectional layers; each reads the states of the one below."""
 
     def __init__(self, config: ModelConfig, backend: Backend, *, rngs: nnx.Rngs):
@@ -120,8 +156,21 @@ class Encoder(nnx.Module):
             inputs, _ = layer(inputs, lengths, keys)
         return self.layers[-1](inputs, lengths, keys)
 
+    def reader(self, inputs: Inputs) -> Reader:
+        """Returns the function that reads the same tokens in other places."""
+        lowest, *others = self.layers
+        read = lowest.reader(inputs)
 
-class TokenWise(nnx.Module):
+        def through(places: Places, lengths: Lengths) -> tuple[States, Query]:
+            states, last = read(places, lengths)
+            for layer in others:
+                states, last = layer(states, lengths, None)
+            return states, last
+
+        return through
+
+
+class TokenWise(Encoder):
     """`states[t] = tanh(inputs[t] W + b)`: every token alone, without recurrence or dropout.
 
     Wiegreffe and Pinter, 2019, arXiv:1908.04626, section 3.4: the perceptron that is guided by
@@ -142,7 +191,7 @@ class TokenWise(nnx.Module):
         return states, states.sum(axis=0) / jnp.maximum(lengths, 1)[:, None]
 
 
-ENCODERS: dict[str, type[nnx.Module]] = {"recurrent": Encoder, "token_wise": TokenWise}
+ENCODERS: dict[str, type[Encoder]] = {"recurrent": Recurrent, "token_wise": TokenWise}
 
 
 def prepare_native(say: Callable[[str], None] = lambda line: None) -> None:

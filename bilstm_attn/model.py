@@ -26,6 +26,7 @@ from bilstm_attn.types import (
     Logits,
     Output,
     Params,
+    Places,
     Projected,
     Query,
     States,
@@ -151,7 +152,14 @@ class Classifier(nnx.Module):
 
         `keys`, one a review, turn dropout on; without them the result is deterministic.
         """
-        states, last = self.encode(inputs, lengths, keys)
+        return self._conclude(*self.encode(inputs, lengths, keys), lengths, keys)
+
+    def rereader(self, inputs: Inputs) -> Callable[[Places, Lengths], Output]:
+        """Returns `classify`, without dropout, of the same words in other places."""
+        read = self.encoder.reader(inputs)
+        return lambda places, lengths: self._conclude(*read(places, lengths), lengths, None)
+
+    def _conclude(self, states: States, last: Query, lengths: Lengths, keys: Keys | None) -> Output:
         weights = self.attend(states, last, lengths)
         context, logits = self.decide(states, last, weights, lengths, keys)
         return Output(
@@ -223,6 +231,15 @@ class Model:
     ) -> Output:
         """Returns everything computed from the tokens `[b t]`; `keys` add dropout."""
         return self.classify(params, self.embed(params, tokens, keys), lengths, keys)
+
+    def rereader(self, params: Params, tokens: Tokens) -> Callable[[Places, Lengths], Output]:
+        """Returns the function that answers reviews again, their tokens in other places.
+
+        `places[t, b]` says which token of the review stands at t; what depends on a token alone is
+        computed once, for many such.
+        """
+        classifier = self._merge(params)
+        return classifier.rereader(classifier.embed(tokens))
 
     def _build(self, key: Key[Array, ""]) -> Classifier:
         return Classifier(

@@ -1,11 +1,12 @@
 """The masked time loop: the one function behind which every recurrence runs."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from bilstm_attn.config import Backend, Products
 from bilstm_attn.derivatives import reverse_only
@@ -19,6 +20,7 @@ from bilstm_attn.types import (
     InputsAtTime,
     Lengths,
     Mask,
+    Places,
     Query,
     States,
 )
@@ -150,6 +152,36 @@ def recur_both_ways(
         strict=True,
     )
     return jnp.concatenate(states, axis=-1), jnp.concatenate(last, axis=-1)
+
+
+Reader = Callable[[Places, Lengths], tuple[States, Query]]
+
+
+def gather(inputs: Float[Array, "n b e"], places: Places) -> Inputs:
+    """Returns `inputs[places[t, b], b]`, `[t b e]`."""
+    return jnp.take_along_axis(inputs, places[..., None], axis=0)
+
+
+def reread_both_ways(
+    forward: Step,
+    backward: Step,
+    inputs: Inputs,
+    *,
+    backend: Backend = "scan",
+    precision: Precision = EXACT,
+) -> Reader:
+    """Returns `recur_both_ways` of the same tokens in other places, for many such.
+
+    `native` multiplies each token's inputs by the kernels once, and not again in every place.
+    """
+    if backend != "native":
+        return lambda places, lengths: recur_both_ways(
+            forward, backward, gather(inputs, places), lengths, backend=backend, precision=precision
+        )
+    kernels, biases = map(jnp.stack, zip(forward.weights(), backward.weights(), strict=True))
+    size = inputs.shape[-1]
+    projected = jnp.einsum("nbe,weg->nbwg", inputs, kernels[:, :size]) + biases[None, None]
+    return lambda places, lengths: native.reread(projected, places, lengths, kernels[:, size:])
 
 
 class _Loop(NamedTuple):

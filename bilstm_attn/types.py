@@ -17,6 +17,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Tokens = Int[Array, "b t"]
+Places = Int[Array, "t b"]  # which of a review's tokens stands there, where some were left out
 Lengths = Int[Array, " b"]
 Mask = Bool[Array, "t b"]  # true at a review's own tokens
 Inputs = Float[Array, "t b e"]

@@ -17,6 +17,7 @@ from bilstm_attn.explain.faithfulness import (
     toward_answer,
 )
 from bilstm_attn.model import Model
+from bilstm_attn.recurrence import gather
 from bilstm_attn.types import Output
 
 
@@ -31,6 +32,10 @@ class BagOfWords(Model):
         logits = (inputs[..., 0] * own).sum(axis=0)
         nothing = inputs.transpose(1, 0, 2)
         return Output(logits, nothing[..., 0], nothing, nothing[:, 0], nothing[:, 0])
+
+    def rereader(self, params, tokens):
+        inputs = self.embed(params, tokens)
+        return lambda places, lengths: self.classify(params, gather(inputs, places), lengths)
 
 
 MODEL = BagOfWords(ModelConfig(), vocabulary_size=6)

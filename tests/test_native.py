@@ -18,7 +18,7 @@ from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.encoder import prepare_native
 from bilstm_attn.kernels import native
 from bilstm_attn.model import Model
-from bilstm_attn.recurrence import recur_both_ways
+from bilstm_attn.recurrence import recur_both_ways, reread_both_ways
 from bilstm_attn.terminal import Show
 
 prepare_native()
@@ -103,6 +103,40 @@ def test_gradients_are_the_plain_scans(size, noisy):
         found = layer.gradients(backend, noisy)
         assert_close(found, expected)
         assert (np.asarray(found[1])[padding] == 0).all()
+
+
+@every_size
+@every_backend
+def test_rereading_is_reading_the_tokens_in_their_places(size, backend):
+    layer = Layer(*size)
+    steps, rows, *_ = size
+    numbers = np.random.default_rng(0)
+    for more in (0, 3):  # as many places as tokens, and more
+        places = jnp.asarray(numbers.integers(0, steps, (steps + more, rows)))
+        lengths = jnp.asarray(numbers.integers(0, steps + more + 1, rows))
+        inputs = jnp.take_along_axis(layer.inputs, places[..., None], axis=0)
+        expected = recur_both_ways(*layer.cells, inputs, lengths, backend="plain")
+        found = reread_both_ways(*layer.cells, layer.inputs, backend=backend)(places, lengths)
+        assert_close(found, expected)
+
+
+def test_rereading_what_is_not_there_is_an_error():
+    layer = Layer(*SIZES[1])
+    read = reread_both_ways(*layer.cells, layer.inputs, backend="native")
+    places = jnp.zeros((7, 5), jnp.int32).at[3, 1].set(7)
+    read(places, jnp.full(5, 3))  # at padding it is not read
+    with pytest.raises(ValueError, match="no such place"):
+        jax.block_until_ready(read(places, jnp.full(5, 4)))
+
+
+def test_rereading_has_no_derivative():
+    layer = Layer(*SIZES[1])
+    places, lengths = jnp.zeros((7, 5), jnp.int32), jnp.full(5, 3)
+
+    def total(inputs):
+        return reread_both_ways(*layer.cells, inputs, backend="native")(places, lengths)[1].sum()
+
+    assert "no derivative" in error_of(lambda: jax.grad(total)(layer.inputs))
 
 
 def test_bits_do_not_depend_on_the_threads(monkeypatch):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
-from bilstm_attn.encoder import MADE_FOR, Encoder, prepare_native, refusal
+from bilstm_attn.encoder import MADE_FOR, Recurrent, prepare_native, refusal
 from bilstm_attn.evaluate import make_logits_step
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import CrossEntropy
@@ -84,7 +84,7 @@ class Ours(Peer):
         jax.block_until_ready(self._layers(self._params[self._mesh], *given))
 
     def _make_layers(self, config: ModelConfig) -> Any:
-        graph, _ = nnx.split(Encoder(config, self.backend, rngs=nnx.Rngs(0)))
+        graph, _ = nnx.split(Recurrent(config, self.backend, rngs=nnx.Rngs(0)))
 
         def of_rows(params: Params, batch: Batch, keys: Any) -> Any:
             def total(encoder: Params, inputs: Any) -> Any:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bilstm_attn.explain.chance import at_places
-from bilstm_attn.explain.subsets import delete, logits_without, own_tokens
+from bilstm_attn.explain.subsets import logits_without, own_tokens
 from bilstm_attn.model import Model
 from bilstm_attn.pooling import POOLINGS
 from bilstm_attn.types import Inputs, Keys, Lengths, Logits, Params, Tokens
@@ -198,12 +198,14 @@ class LeaveOneOut(Attribution):
         """Returns the differences `[b t]`."""
         del keys
         steps = tokens.shape[1]
-
-        given = model(params, tokens, lengths).logits
+        everywhere = jnp.broadcast_to(jnp.arange(steps)[:, None], tokens.T.shape)
+        answer = model.rereader(params, tokens)
+        given = answer(everywhere, lengths).logits
 
         def leave_out(at: Array, differences: Attributed) -> Attributed:
-            keep = jnp.broadcast_to(jnp.arange(steps)[None] != at, tokens.shape)
-            logits = model(params, *delete(tokens, lengths, keep)).logits
+            # Those after it move one place down. A review that is shorter already has no such word.
+            places = jnp.minimum(everywhere + (everywhere >= at), steps - 1)
+            logits = answer(places, jnp.where(at < lengths, lengths - 1, 0)).logits
             return differences.at[:, at].set(given - logits)
 
         # Not beyond the longest review: each deletion is a whole pass of the model.

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from bilstm_attn.model import Model
 from bilstm_attn.recurrence import length_mask
-from bilstm_attn.types import Lengths, Logits, Params, Tokens
+from bilstm_attn.types import Lengths, Logits, Params, Places, Tokens
 
 Keep = Bool[Array, "b t"]  # true at the tokens that stay; what it says of padding does not matter
 
@@ -16,11 +16,14 @@ def own_tokens(lengths: Lengths, steps: int) -> Keep:
     return length_mask(lengths, steps).T
 
 
-def delete(tokens: Tokens, lengths: Lengths, keep: Keep) -> tuple[Tokens, Int[Array, " b"]]:
-    """Returns the reviews without the tokens that `keep` leaves out: the others move together."""
-    keep = keep & own_tokens(lengths, tokens.shape[1])
+def places_kept(lengths: Lengths, keep: Keep) -> tuple[Places, Lengths]:
+    """Returns which tokens stand where without those that `keep` leaves out, and how many do.
+
+    The others move together.
+    """
+    keep = keep & own_tokens(lengths, keep.shape[1])
     order = jnp.argsort(~keep, axis=1, stable=True)
-    return jnp.take_along_axis(tokens, order, axis=1), keep.sum(axis=1, dtype=lengths.dtype)
+    return order.T, keep.sum(axis=1, dtype=lengths.dtype)
 
 
 def logits_without(
@@ -28,7 +31,9 @@ def logits_without(
 ) -> Float[Array, "k b"]:
     """Returns the logits of every review with each of `k` choices of tokens."""
 
+    answer = model.rereader(params, tokens)
+
     def logits_of(keep: Keep) -> Logits:
-        return model(params, *delete(tokens, lengths, keep)).logits
+        return answer(*places_kept(lengths, keep)).logits
 
     return lax.map(logits_of, keeps)

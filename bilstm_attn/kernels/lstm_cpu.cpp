@@ -221,7 +221,9 @@ struct Layer {
   size_t steps, batch, inputs, hidden;  // as given
   size_t blocks, units, width, tiles;   // units: hidden, whole blocks; width: inputs + units
   const float *x, *kernel, *bias, *noise;
-  std::vector<size_t> row, length;  // by falling length
+  const float* projected = nullptr;  // [places][batch][2][GATES * hidden]: the inputs' part, if given
+  const int32_t* place = nullptr;    // [steps][batch], of which tokens
+  std::vector<size_t> row, length;   // by falling length
 
   Layer(const Floats& x_, const Ints& lengths, const Floats& kernel_, const Floats& bias_,
         const Floats& noise_)
@@ -230,11 +232,27 @@ struct Layer {
         units(blocks * LANES), width(inputs + units), tiles((batch + TILE - 1) / TILE),
         x(x_.typed_data()), kernel(kernel_.typed_data()), bias(bias_.typed_data()),
         noise(noise_.element_count() ? noise_.typed_data() : nullptr), row(batch), length(batch) {
-    const int32_t* given = lengths.typed_data();
+    sort(lengths.typed_data());
+  }
+  // With the inputs' part, biases added, in place of inputs.
+  Layer(const Floats& projected_, const Ints& places, const Ints& lengths, const Floats& kernel_)
+      : steps(places.dimensions()[0]), batch(places.dimensions()[1]), inputs(0),
+        hidden(kernel_.dimensions()[1]), blocks((hidden + LANES - 1) / LANES), units(blocks * LANES),
+        width(units), tiles((batch + TILE - 1) / TILE), x(nullptr), kernel(kernel_.typed_data()),
+        bias(nullptr), noise(nullptr), projected(projected_.typed_data()), place(places.typed_data()),
+        row(batch), length(batch) {
+    sort(lengths.typed_data());
+  }
+
+  void sort(const int32_t* given) {
     std::iota(row.begin(), row.end(), 0);
     std::stable_sort(row.begin(), row.end(), [&](size_t a, size_t b) { return given[a] > given[b]; });
     for (size_t r = 0; r < batch; r++)
       length[r] = std::clamp<int64_t>(given[row[r]], 0, static_cast<int64_t>(steps));
+  }
+  // The gates of the token that a row reads at t, before the hidden state's part.
+  const float* gates(int way, size_t t, size_t b) const {
+    return projected + ((place[t * batch + b] * batch + b) * 2 + way) * GATES * hidden;
   }
 
   // A step of one direction of a tile: where its rows' saved gates lie.
@@ -315,30 +333,25 @@ int64_t saved_size(int64_t steps, int64_t batch, int64_t hidden) {
   return 2 * batch * steps * SAVED * ((hidden + LANES - 1) / LANES * LANES);
 }
 
-ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
-                   FloatsOut states_, FloatsOut last_, FloatsOut saved_) {
-  if (auto error = check(x, lengths, kernel, bias, noise); error.failure()) return error;
-  const Layer layer(x, lengths, kernel, bias, noise);
+// Both directions of a layer; `saved` for a backward pass, or empty.
+ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsOut& last_, float* saved) {
   const size_t inputs = layer.inputs, hidden = layer.hidden, units = layer.units;
   const size_t width = layer.width, blocks = layer.blocks, batch = layer.batch;
-  const bool saving = saved_->element_count() > 0;  // for a backward pass
-  if (!has_shape(*states_, {layer.steps, batch, 2 * hidden}) || !has_shape(*last_, {batch, 2 * hidden}) ||
-      (saving && static_cast<int64_t>(saved_->element_count()) != saved_size(layer.steps, batch, hidden)))
+  if (!has_shape(*states_, {layer.steps, batch, 2 * hidden}) || !has_shape(*last_, {batch, 2 * hidden}))
     return ffi::Error::InvalidArgument("lstm: a result has the wrong shape");
-  float *states = states_->typed_data(), *last = last_->typed_data(), *saved = saved_->typed_data();
+  float *states = states_->typed_data(), *last = last_->typed_data();
 
   Array panels(2 * blocks * width * PANEL), biases(2 * blocks * PANEL);
   auto pack = [&](const float* from, float* to, size_t stride) {  // a row of gates into its panels
     for (size_t j = 0; j < blocks; j++)
       for (size_t g = 0; g < GATES; g++)
-        std::memcpy(to + j * stride + g * LANES, from + g * hidden + j * LANES,
-                    std::min<size_t>(LANES, hidden - j * LANES) * sizeof(float));
+        store(to + j * stride + g * LANES, load(from + g * hidden + j * LANES, hidden - j * LANES));
   };
   for (int way = 0; way < 2; way++) {
     for (size_t k = 0; k < width; k++)
       if (const float* from = layer.kernel_row(way, k))
         pack(from, panels.at((way * blocks * width + k) * PANEL), width * PANEL);
-    pack(layer.bias + way * GATES * hidden, biases.at(way * blocks * PANEL), PANEL);
+    if (layer.bias) pack(layer.bias + way * GATES * hidden, biases.at(way * blocks * PANEL), PANEL);
   }
 
   in_parallel(threads, 2 * layer.tiles, [&](size_t part) {
@@ -349,9 +362,10 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
     Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
 
     // Few rows do not fill the registers: their tokens do, if the inputs' part is computed before.
-    const bool ahead = rows < ROWS;
+    const bool given = layer.projected, ahead = !given && rows < ROWS;
     const size_t skipped = ahead ? inputs : 0, start_size = blocks * PANEL;
     Array projected(ahead ? rows * steps * start_size : 0);  // [rows][steps][start_size]
+    Array gates(given ? rows * start_size : 0);              // those of one step
     if (ahead)
       for (size_t r = 0; r < rows; r++)
         for (size_t t = 0; t < length[r]; t += ROWS) {
@@ -370,18 +384,25 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
         while (n < rows && length[n] > t) n++;
       else
         while (n > 0 && length[n - 1] <= t) n--;
-      if (!ahead)
-        for (size_t r = 0; r < n; r++) layer.read(way, t, row[r], read.at(r * width));
-      if (!ahead && step + 1 < steps)
-        for (size_t r = 0; r < n; r++)
-          prefetch(layer.x + ((way ? t - 1 : t + 1) * batch + row[r]) * inputs, inputs);
-      float* kept = saving ? saved + layer.saved(way, tile, t) : nullptr;
-      const float* start = ahead ? projected.at(t * start_size) : bias;
+      const size_t next = way ? t - 1 : t + 1;  // past the end after the last step
+      for (size_t r = 0; r < n; r++) {
+        const bool last_step = step + 1 == steps || next >= length[r];
+        if (given) {
+          pack(layer.gates(way, t, row[r]), gates.at(r * start_size), PANEL);
+          if (!last_step) prefetch(layer.gates(way, next, row[r]), GATES * hidden);
+        } else if (!ahead) {
+          layer.read(way, t, row[r], read.at(r * width));
+          if (!last_step) prefetch(layer.x + (next * batch + row[r]) * inputs, inputs);
+        }
+      }
+      float* kept = saved ? saved + layer.saved(way, tile, t) : nullptr;
+      const float* start = given ? gates.at() : ahead ? projected.at(t * start_size) : bias;
+      const size_t start_stride = given ? start_size : ahead ? steps * start_size : 0;
       for (size_t r = 0; r < n; r += ROWS)
         for (size_t j = 0; j < blocks; j++)
           for_rows<StepForward>(n - r, read.at(r * width + skipped), width,
                                 panel + (j * width + skipped) * PANEL, width - skipped,
-                                start + j * PANEL, ahead ? steps * start_size : 0,
+                                start + r * start_stride + j * PANEL, start_stride,
                                 c.at(r * units + j * LANES), h.at(r * units + j * LANES), units,
                                 kept ? kept + (r * blocks + j) * SAVED * LANES : nullptr,
                                 blocks * SAVED * LANES);
@@ -399,6 +420,34 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
         std::memset(states + (t * batch + row[r]) * 2 * hidden, 0, 2 * hidden * sizeof(float));
   });
   return ffi::Error::Success();
+}
+
+ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
+                   FloatsOut states, FloatsOut last, FloatsOut saved) {
+  if (auto error = check(x, lengths, kernel, bias, noise); error.failure()) return error;
+  const Layer layer(x, lengths, kernel, bias, noise);
+  const int64_t size = saved->element_count();
+  if (size && size != saved_size(layer.steps, layer.batch, layer.hidden))
+    return ffi::Error::InvalidArgument("lstm: saved has the wrong shape");
+  return walk(threads, layer, states, last, size ? saved->typed_data() : nullptr);
+}
+
+// The same tokens in other places, their inputs' part computed before: nothing is saved.
+ffi::Error reread(int32_t threads, Floats projected, Ints places, Ints lengths, Floats kernel,
+                  FloatsOut states, FloatsOut last) {
+  const auto gs = projected.dimensions(), ps = places.dimensions(), ks = kernel.dimensions();
+  if (gs.size() != 4 || ps.size() != 2 || ks.size() != 3 || lengths.dimensions().size() != 1 ||
+      gs[1] != ps[1] || lengths.dimensions()[0] != ps[1] || gs[2] != 2 || ks[0] != 2 || ks[1] < 1 ||
+      ps[0] < 1 || ps[1] < 1 || gs[3] != GATES * ks[1] || ks[2] != gs[3])
+    return ffi::Error::InvalidArgument(
+        "lstm: wants projected[n b 2 4h], places[t b], lengths[b], kernel[2 h 4h]");
+  const Layer layer(projected, places, lengths, kernel);
+  for (size_t t = 0; t < layer.steps; t++)
+    for (size_t r = 0; r < layer.batch && t < layer.length[r]; r++) {
+      const int32_t place = layer.place[t * layer.batch + layer.row[r]];
+      if (place < 0 || place >= gs[0]) return ffi::Error::InvalidArgument("lstm: no such place");
+    }
+  return walk(threads, layer, states, last, nullptr);
 }
 
 ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
@@ -575,6 +624,11 @@ ffi::Error forward_guarded(int32_t threads, Floats x, Ints lengths, Floats kerne
   return guarded<forward>(threads, x, lengths, kernel, bias, noise, states, last, saved);
 }
 
+ffi::Error reread_guarded(int32_t threads, Floats projected, Ints places, Ints lengths, Floats kernel,
+                          FloatsOut states, FloatsOut last) {
+  return guarded<reread>(threads, projected, places, lengths, kernel, states, last);
+}
+
 ffi::Error backward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
                             Floats noise, Floats states, Floats saved, Floats of_states,
                             Floats of_last, FloatsOut of_x, FloatsOut of_kernel, FloatsOut of_bias,
@@ -601,6 +655,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward_guarded,
                                   .Ret<Floats>()   // states [t b 2h]
                                   .Ret<Floats>()   // last [b 2h]
                                   .Ret<Floats>()); // saved, or empty
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_reread, reread_guarded,
+                              ffi::Ffi::Bind()
+                                  .Attr<int32_t>("threads")
+                                  .Arg<Floats>()   // projected [n b 2 4h]
+                                  .Arg<Ints>()     // places [t b]
+                                  .Arg<Ints>()     // lengths [b]
+                                  .Arg<Floats>()   // kernel [2 h 4h]
+                                  .Ret<Floats>()   // states [t b 2h]
+                                  .Ret<Floats>()); // last [b 2h]
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward_guarded,
                               ffi::Ffi::Bind()

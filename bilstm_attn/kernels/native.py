@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from bilstm_attn.data.cache import default_cache_dir
 from bilstm_attn.errors import UserError
-from bilstm_attn.types import Inputs, Lengths, Query, States
+from bilstm_attn.types import Inputs, Lengths, Places, Query, States
 
 SOURCE = Path(__file__).with_name("lstm_cpu.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -78,7 +78,7 @@ def _load(say: Callable[[str], None] = lambda line: None) -> Path:
         loaded = ctypes.CDLL(str(library))
     except OSError as error:
         raise UnavailableError(f"{library} cannot be loaded ({error}); delete it") from None
-    for name in ("lstm_forward", "lstm_backward"):
+    for name in ("lstm_forward", "lstm_backward", "lstm_reread"):
         jax.ffi.register_ffi_target(
             f"bilstm_attn_{name}", jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu"
         )
@@ -193,6 +193,28 @@ def _forward(
     return _call("forward", shapes, (inputs, lengths.astype(jnp.int32), kernels, biases, noises))
 
 
+def reread(
+    projected: Float[Array, "n b 2 g"],
+    places: Places,
+    lengths: Lengths,
+    kernels: Float[Array, "2 h g"],
+) -> tuple[States, Query]:
+    """Returns what `lstm` does of the same tokens in other places. It has no derivative.
+
+    Args:
+      projected: `[n b 2 4h]`, of each token the product with its rows of `kernels`, biases added.
+      places: `[t b]`, where among the `n` each token is read.
+      lengths: `[b]`, in tokens.
+      kernels: `[2 h 4h]`, those of the hidden state.
+    """
+    _load()
+    steps, batch = places.shape
+    shapes = ((steps, batch, 2 * kernels.shape[1]), (batch, 2 * kernels.shape[1]))
+    arguments = (projected, places.astype(jnp.int32), lengths.astype(jnp.int32), kernels)
+    states, last = _call("reread", shapes, arguments)
+    return states, last
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
     """Returns the results of a handler, float32 arrays of these shapes."""
@@ -202,7 +224,9 @@ def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, 
 
 
 @_call.defjvp
-def _no_second_derivatives(name: str, shapes: Any, primals: Any, tangents: Any) -> Any:
+def _no_further_derivatives(name: str, shapes: Any, primals: Any, tangents: Any) -> Any:
+    if name == "reread":
+        raise UserError("backend native has no derivative of a rereading; use backend scan")
     raise UserError("backend native has no second derivatives; use backend scan or plain")
 
 
