@@ -125,6 +125,17 @@ def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
     assert one == other
 
 
+@pytest.mark.slow
+def test_with_no_epochs_nothing_is_trained_beside_it(examined, tmp_path, capsys):
+    shutil.copytree(examined, tmp_path / "own", symlinks=True)
+    capsys.readouterr()
+    assert call(tmp_path / "own", "--epochs", 0, "--strengths", 1) == 0
+    assert "training" not in capsys.readouterr().out
+    report = (tmp_path / "own" / "report" / "report.md").read_text()
+    assert "the recipe's seed1" in report  # which is compared all the same
+    assert "adversary, λ" not in report
+
+
 def test_kept_piece_is_made_once(tmp_path):
     made, kept = [], Kept(tmp_path / "new")
     for _ in range(2):
@@ -170,7 +181,7 @@ def test_damaged_piece_is_one_line(tmp_path):
         (["--limit", "0"], "--limit must be above 0, got 0"),
         (["--seed", "-1"], "seed must be at least 0 and below 2**32, got -1"),
         (["--few", "0"], "--few must be above 0, got 0"),
-        (["--epochs", "0"], "--epochs must be above 0, got 0"),
+        (["--epochs", "-1"], "--epochs must be at least 0, got -1"),
         (["--strengths", "-1"], "--strengths must be finite and at least 0, got -1.0"),
         ([], "unknown split of movie_reviews 'test'"),
     ],

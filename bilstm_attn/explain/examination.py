@@ -114,7 +114,7 @@ def run_examination(
     require(limit > 0, f"--limit must be above 0, got {limit}")
     require_seed(seed)
     require(few > 0, f"--few must be above 0, got {few}")
-    require(epochs is None or epochs > 0, f"--epochs must be above 0, got {epochs}")
+    require(epochs is None or epochs >= 0, f"--epochs must be at least 0, got {epochs}")
     for one in strengths:
         require(0 <= one < math.inf, f"--strengths must be finite and at least 0, got {one}")
     show = Show()
@@ -146,7 +146,7 @@ def run_examination(
         )
         whole = split_examples(tokens, "test", exported.vocabulary, exported.config)
         drawn = np.sort(random_numbers(seed, "examine").permutation(whole.size)[:limit])
-        number = epochs or exported.config.train.epochs
+        number = exported.config.train.epochs if epochs is None else epochs
         of_what = f"{_digest(run)}-{tokens.meta['sha256'][:12]}-form{FORM}"
         setting = f"{of_what}-{len(drawn)}-reviews-seed{seed}-{number}-epochs"
         subject = Subject(
@@ -165,7 +165,7 @@ def run_examination(
             f"seed {exported.config.seed}, on {len(drawn):,} test reviews of "
             f"{exported.config.data.dataset}, drawn with seed {seed}"
         )
-        found.append(subject.examine(strengths, about))
+        found.append(subject.examine(strengths if number else (), about))
     write_report(found, out)
     show.say(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures beside them")
     return 0
@@ -183,7 +183,7 @@ class Subject:
     few: np.ndarray  # those of them about which everything is asked of every attribution
     mesh: Mesh
     show: Show
-    epochs: int  # of what is trained beside it
+    epochs: int  # of what is trained beside it; with 0 nothing is
     kept: Kept
     adversaries: dict[float, Params] = dataclasses.field(default_factory=dict)  # by strength
 
@@ -303,6 +303,8 @@ class Subject:
             other = Run(folder)
             if folder != self.run.folder.resolve() and other.model.is_file():
                 yield from self._other_seed(other)
+        if not self.epochs:
+            return
         even, words = self._like(attention="uniform"), self._like(encoder="token_wise")
         yield "even attention", partial(self._learn, "even attention", even)
         if self.exported.params.get("attention"):

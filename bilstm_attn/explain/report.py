@@ -326,8 +326,8 @@ def _times(examined: Examined) -> list[str]:
     rows = []
     for name, value in seconds.items():
         naive = examined.naive.get(name)
-        beside = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive * reviews / value:.0f}"]
-        rows.append([name, f"{value:.0f}", f"{value / reviews:.3f}", *beside])
+        loops = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive * reviews / value:.0f}"]
+        rows.append([name, f"{value:.0f}", f"{value / reviews:.3f}", *loops])
 
     def all_of(names: Callable[[str], bool]) -> float:
         return sum(value for name, value in examined.seconds.items() if names(name))
@@ -335,9 +335,10 @@ def _times(examined: Examined) -> list[str]:
     everything = all_of(lambda name: name != "naive")
     attributions = all_of(lambda name: name.startswith("attributions"))
     few = examined.attributions.reviews
+    beside = everything - attributions - sum(seconds.values())
     for name, value, of in (
         (f"attributions and their faithfulness, of {few:,}", attributions, few),
-        ("models trained beside it", everything - attributions - sum(seconds.values()), None),
+        *([("models trained beside it", beside, None)] if examined.trained else []),
         ("everything", everything, None),
     ):
         a_review = "–" if of is None else f"{value / of:.3f}"
