@@ -29,7 +29,7 @@ class Arguments:
     strengths: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
     """Of the trained adversary: how much another attention is worth against another answer."""
     epochs: int | None = None
-    """Of the models that are trained beside each run, as many as its own by default; 0: none are."""
+    """Of the models trained beside each run, as many as its own by default; 0 trains none."""
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"
