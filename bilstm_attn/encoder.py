@@ -207,7 +207,7 @@ def prepare_native(say: Callable[[str], None] = lambda line: None) -> None:
 
 
 def _native_agrees() -> bool:
-    """Returns whether a layer of odd sizes has the same values and gradients either way.
+    """Returns whether a layer of odd sizes has the same values, read or reread, and gradients.
 
     Of two tiles, the second of few rows, and of more tokens than are summed up at once.
     """
@@ -216,6 +216,7 @@ def _native_agrees() -> bool:
     keys = jax.random.split(jax.random.key(0), rows)
     inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))
     lengths = jnp.arange(rows) % (steps + 1)
+    places = (5 * jnp.arange(steps)[:, None] + jnp.arange(rows)[None]) % steps
 
     def run(backend: Backend) -> list[np.ndarray]:
         layer = Bidirectional(inputs_size, config, backend, name="test", rngs=nnx.Rngs(0))
@@ -225,7 +226,13 @@ def _native_agrees() -> bool:
             states, last = nnx.merge(graph, params)(inputs, lengths, keys)
             return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
 
-        found = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, inputs)
+        def reread(params: Params, inputs: Inputs) -> tuple[States, Query]:
+            return nnx.merge(graph, params).reader(inputs)(places, lengths)
+
+        found = (
+            jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, inputs),
+            jax.jit(reread)(params, inputs),
+        )
         return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
 
     # float32 rounding: the kernels' gradients are sums of some hundred terms of size 1.
