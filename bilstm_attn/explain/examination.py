@@ -165,6 +165,8 @@ def run_examination(
             f"seed {exported.config.seed}, on {len(drawn):,} test reviews of "
             f"{exported.config.data.dataset}, drawn with seed {seed}"
         )
+        if number:
+            about += f"; what is trained beside it is trained for {number} epochs"
         found.append(subject.examine(strengths if number else (), about))
     write_report(found, out)
     show.say(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures beside them")
