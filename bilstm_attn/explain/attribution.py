@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.linalg import solve
 from jaxtyping import Array, Bool, Float, Int
 
 from bilstm_attn.explain.chance import at_places
@@ -251,8 +252,9 @@ class Lime(Attribution):
         logits = logits_without(model, params, tokens, lengths, keeps)
 
         def fit(
-            keep: Float[Array, "k t"], logits: Float[Array, " k"], length: Int[Array, ""]
+            review: tuple[Float[Array, "k t"], Float[Array, " k"], Int[Array, ""]],
         ) -> Float[Array, " t"]:
+            keep, logits, length = review
             # The cosine of two vectors of ones and zeros, of which one is all ones.
             distance = 1 - jnp.sqrt(keep.sum(axis=1) / jnp.maximum(length, 1))
             near = jnp.exp(-((distance / self.width) ** 2))
@@ -261,9 +263,11 @@ class Lime(Attribution):
             target = (logits - share @ logits) * jnp.sqrt(near)
             # The dual form: a long review has more words than copies.
             gram = features @ features.T + self.ridge * jnp.eye(self.samples)
-            return features.T @ jnp.linalg.solve(gram, target)
+            return features.T @ solve(gram, target, assume_a="pos")
 
-        fitted = jax.vmap(fit, in_axes=(1, 1, 0))(keeps.astype(jnp.float32), logits, lengths)
+        # Not vmap: batched solving on two host devices waits forever in XLA (jaxlib 0.10).
+        features = keeps.transpose(1, 0, 2).astype(jnp.float32)
+        fitted = lax.map(fit, (features, logits.T, lengths))
         return jnp.where(own_tokens(lengths, tokens.shape[1]), fitted, 0)
 
 

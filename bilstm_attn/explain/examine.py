@@ -170,12 +170,12 @@ class Attributions(NamedTuple):
     reviews: int
     faithful: dict[str, Faithful]
     alike: dict[str, dict[str, Alike]]  # each pair once
-    completeness_error: float  # of integrated gradients, the largest
+    completeness_errors: tuple[float, float]  # of integrated gradients: median and largest
 
     @classmethod
     def from_json(cls, about: Sequence[Any]) -> "Attributions":
         """Returns it from the lists that JSON makes of it."""
-        reviews, faithful, alike, error = about
+        reviews, faithful, alike, errors = about
         return cls(
             reviews,
             {name: Faithful(*each) for name, each in faithful.items()},
@@ -183,7 +183,7 @@ class Attributions(NamedTuple):
                 name: {other: Alike(*pair) for other, pair in others.items()}
                 for name, others in alike.items()
             },
-            error,
+            tuple(errors),
         )
 
 
@@ -191,20 +191,20 @@ def examine_attributions(
     examiner: Examiner, attributions: Mapping[str, Attribution]
 ) -> Attributions:
     """Returns how faithful attributions are, and how far each two of them agree."""
-    faithful, sizes, alike, error = {}, {}, {}, 0.0
+    faithful, sizes, alike, incomplete = {}, {}, {}, (0.0, 0.0)
     lengths = examiner.examples.lengths
     for name, one in attributions.items():
         weights, *measured, errors = examiner.ask(name, partial(_measure, one))
         faithful[name] = Faithful(*(float(np.mean(each)) for each in measured))
         sizes[name] = np.abs(weights)
         if isinstance(one, IntegratedGradients):
-            error = float(np.max(errors))
+            incomplete = float(np.median(errors)), float(np.max(errors))
     for name, other in itertools.combinations(sizes, 2):
         agreement = kendall(sizes[name], sizes[other], lengths)
         given = jnp.asarray(sizes[name]), jnp.asarray(sizes[other]), jnp.asarray(lengths)
         overlap = float(overlap_at(*given, TOP).mean())
         alike.setdefault(name, {})[other] = Alike(agreement.mean, agreement.significant, overlap)
-    return Attributions(examiner.examples.size, faithful, alike, error)
+    return Attributions(examiner.examples.size, faithful, alike, incomplete)
 
 
 def _measure(

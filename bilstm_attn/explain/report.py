@@ -280,7 +280,7 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
 
 def _attributions(found: Attributions) -> list[str]:
     """Returns the tables of how faithful attributions are, and how far they agree."""
-    names = list(found.faithful)
+    names, (median, largest) = list(found.faithful), found.completeness_errors
     head = ["", "comprehensiveness ↑", "sufficiency ↓", "share to flip ↓", "infidelity ↓"]
     rows = [
         [label_of(name), *(f"{value:.3f}" for value in each)]
@@ -303,7 +303,8 @@ def _attributions(found: Attributions) -> list[str]:
         "### How faithful each attribution is",
         "",
         f"Means over {found.reviews:,} of the reviews; ↑ higher is better, ↓ lower is. Integrated "
-        f"gradients add up to the logit's change to within {found.completeness_error:.2g}.",
+        f"gradients add up to the logit's change to within {median:.2g} in half of the reviews, "
+        f"and {largest:.2g} in the worst.",
         "",
         *_table(head, rows),
         "",
