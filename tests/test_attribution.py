@@ -1,5 +1,7 @@
 """Every attribution against a slow loop over float64 numbers; padding; planted evidence."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -222,6 +224,33 @@ def test_deleting_moves_the_others_together():
     places, left = places_kept(jnp.array([4, 2]), keep)
     assert left.tolist() == [2, 0]
     assert places[:2, 0].tolist() == [0, 2]
+
+
+@pytest.mark.slow
+def test_lime_ends_on_two_devices_of_a_cpu():
+    # XLA runs a batch of linear systems on threads that two devices can take from each other for
+    # good: so it did at this size, in the first batch or the twentieth.
+    code = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilstm_attn.config import ModelConfig
+from bilstm_attn.evaluate import make_step
+from bilstm_attn.explain.attribution import Lime
+from bilstm_attn.model import Model
+from bilstm_attn.sharding import make_mesh
+
+jax.config.update("jax_num_cpu_devices", 2)
+size = dict(embedding_size=2, hidden_size=2, layers=1, attention_size=2, dense_size=0)
+model = Model(ModelConfig(**size), 50)
+step = make_step(lambda params, rows: Lime()(model, params, *rows), make_mesh(32, 2))
+params, tokens = model.init(jax.random.key(0)), jnp.ones((32, 64), jnp.int32)
+for seed in range(20):
+    rows = tokens, jnp.full(32, 64), jax.random.split(jax.random.key(seed), 32)
+    assert np.isfinite(step(params, rows)).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 # Planted evidence
