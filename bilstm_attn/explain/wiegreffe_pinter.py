@@ -129,7 +129,9 @@ def fit(
         with bar(f"epoch {epoch + 1}/{epochs}", examples.size) as drawn:
             for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch):
                 groups = place_rows(read_batch(examples, plan, config.data), mesh)
-                state, _ = step(state, groups, noise)
+                state, sums = step(state, groups, noise)
+                # Were many steps under way, devices of a CPU would wait for each other for good.
+                jax.block_until_ready(sums)
                 drawn.advance(plan.size)
     return jax.device_put(jax.device_get(state.params["own"]))
 
