@@ -19,6 +19,11 @@ def not_finite(step: int, epoch: int) -> UserError:
     )
 
 
+# Two devices of a CPU wait for each other for good where more than 32 steps are under way, as XLA
+# takes no more: the one's threads wait in a sum over devices, the other's step is not taken.
+MOST_UNDER_WAY = 8
+
+
 class StepLog:
     """Reads the sums of steps a few at a time, always leaving one in flight: no device waits."""
 
@@ -40,6 +45,8 @@ class StepLog:
         if step % self._every_steps == 0:
             self.flush()
         self._pending.append((step, epoch, sums))
+        if len(self._pending) > MOST_UNDER_WAY:
+            jax.block_until_ready(self._pending[-1 - MOST_UNDER_WAY][2])
 
     def pending(self) -> list[tuple[int, int, list[float]]]:
         """Returns step, epoch and sums of every step that is not logged yet, waiting for them.

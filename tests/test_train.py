@@ -225,6 +225,40 @@ def test_no_device_waits_for_another_inside_a_time_loop():
 
 
 @pytest.mark.slow
+def test_many_steps_of_a_large_vocabulary_end_on_two_devices_of_a_cpu():
+    # Without a bound on the steps under way this one never ended.
+    code = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilstm_attn.config import ModelConfig, OptimConfig
+from bilstm_attn.model import Model
+from bilstm_attn.objectives import OBJECTIVES
+from bilstm_attn.optim import make_optimizer
+from bilstm_attn.sharding import make_mesh, place_rows, place_whole
+from bilstm_attn.step_log import StepLog
+from bilstm_attn.train_step import initial_state, make_train_step
+from bilstm_attn.types import Batch
+
+mesh, steps, words = make_mesh(32, 2), 100, 14_000
+size = dict(embedding_size=300, hidden_size=128, layers=1, dense_size=0)
+model = Model(ModelConfig(**size), words)
+optimizer = make_optimizer(OptimConfig(amsgrad=True, l2_penalty=1e-6), steps)
+step = make_train_step(model, OBJECTIVES["cross_entropy"](), optimizer, mesh)
+state = place_whole(initial_state(model, optimizer, 0, None), mesh)
+key, log = place_whole(jax.random.key(0), mesh), StepLog(None, 10 * steps, [])
+for number in range(1, steps + 1):
+    tokens = np.random.default_rng(number).integers(1, words, (32, 20), np.int32)
+    rows = Batch(tokens, *np.full((3, 32), [[20], [number % 2], [1]], np.int32))
+    state, sums = step(state, place_rows((rows,), mesh), key)
+    log.add(number, 1, sums)
+assert len(log.pending()) == steps
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.slow
 def test_microbatches_are_the_same_step_to_rounding_in_less_memory():
     mesh, step = steps_on(2)
     in_parts = make_train_step(*MADE["whole"][:1], OBJECTIVES["cross_entropy"](), ADAM, mesh, 2)
