@@ -281,7 +281,7 @@ class Subject:
         name: str,
         objective: Objective,
         model: Model,
-        base: Params | None = None,
+        base: Params,
         frozen: tuple = (),
     ) -> Params:
         """Returns the parameters of a model trained as the run was, from a seed of its own."""
@@ -289,7 +289,7 @@ class Subject:
         return fit(
             objective,
             model,
-            self.exported.params if base is None else base,
+            base,
             self._member.training,
             dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**32),
             self.mesh,
@@ -340,7 +340,7 @@ class Subject:
         yield f"the recipe's {name} {_digest(run)}", judge
 
     def _learn(self, name: str, model: Model, frozen: tuple = ()) -> list[Any]:
-        params = self._fit(name, Labels(), model, frozen=frozen)
+        params = self._fit(name, Labels(), model, {}, frozen)
         return self._judge(name, *self.ask(name, model, params, logits_and_attention))
 
     def _guided(self, name: str, guide: Params) -> list[Any]:
@@ -362,7 +362,9 @@ class Subject:
         """Returns the adversary's parameters, trained once."""
         if strength not in self.adversaries:
             name = f"adversary, λ {strength:g}"
-            self.adversaries[strength] = self._fit(name, Adversary(strength), self.model)
+            self.adversaries[strength] = self._fit(
+                name, Adversary(strength), self.model, self.exported.params
+            )
         return self.adversaries[strength]
 
     def _far(self, strength: float) -> list[Any]:
