@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny import error_of, script, tiny_run, train
 
+from bilstm_attn.checkpoint import load_model
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.examination import Kept
-from bilstm_attn.explain.report import PUBLISHED
+from bilstm_attn.explain.examination import Kept, furthest
+from bilstm_attn.explain.report import PUBLISHED, Trained
 from bilstm_attn.metrics import sigmoid
 
 examine = script("examine")
@@ -27,7 +28,7 @@ PIECES = {
     "perceptron,-even-attention",
     "perceptron,-its-own-attention",
     "perceptron,-the-base's-attention",
-    "perceptron,-an-adversary's-attention",
+    "perceptron,-attention-of-adversary-λ",
     "adversary-0",
     "adversary-0.1",
 }
@@ -55,7 +56,7 @@ def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
     found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
     # The other seed's piece is of its model, whose digest ends the name.
-    return {re.sub("(seed1)-.*", r"\1", name): piece for name, piece in found.items()}
+    return {re.sub("(seed1|λ)-.*", r"\1", name): piece for name, piece in found.items()}
 
 
 @pytest.mark.slow
@@ -67,7 +68,7 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
         _, accuracy, change, divergences = pieces[name]
         assert 0 <= accuracy <= 1
         assert 0 <= change <= 1
-        if "the-base's" in name or "an-adversary's" in name:
+        if "the-base's" in name or "of-adversary" in name:
             assert divergences is None  # the attention is another's
         else:
             assert len(divergences) == REVIEWS
@@ -123,6 +124,22 @@ def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
         for folder in (tmp_path / "own", examined)
     )
     assert one == other
+
+
+@pytest.mark.slow
+def test_adversaries_are_kept_as_models(examined):
+    (own,) = (tiny_run(examined).folder / "examination").iterdir()
+    for strength in ("0", "0.1"):
+        kept_one = load_model(own / f"adversary-{strength}.safetensors")
+        assert kept_one.config.name == f"tiny-adversary-{strength}"
+
+
+def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
+    found = [(0.0, 0.01, 0.1), (1.0, 0.05, 0.3), (2.0, 0.4, 0.6)]
+    trade_off = [(at, Trained("one", 0.9, change, [apart])) for at, change, apart in found]
+    assert furthest(trade_off, within=0.05) == 1
+    assert furthest(trade_off, within=1) == 2
+    assert furthest(trade_off, within=0.001) == 0  # none does: the nearest
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ stopped goes on where it was.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilstm_attn.backend import choose_backend, keep_compiled
-from bilstm_attn.checkpoint import Exported, load_model, write_file
+from bilstm_attn.checkpoint import Exported, export_model, load_model, write_file
 from bilstm_attn.config import BackendChoice, Config, differences, require, require_seed
 from bilstm_attn.data.batches import Examples, random_numbers
 from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
@@ -53,6 +54,7 @@ from bilstm_attn.vectors import require_digest
 
 Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
 SAMPLE = 4  # reviews for which naive loops are timed
+EVEN = "even attention"
 FORM = 2  # of what is kept; one more where an experiment changes its numbers
 
 
@@ -90,6 +92,18 @@ def take(examples: Examples, chosen: np.ndarray) -> Examples:
     """Returns some of the examples."""
     each = {name: getattr(examples, name)[chosen] for name in Examples._fields if name != "ids"}
     return examples._replace(**each)
+
+
+def furthest(trade_off: Sequence[tuple[float, Trained]], within: float) -> float:
+    """Returns the strength of the adversary whose attention is furthest from the base's.
+
+    Of those whose answers are within a mean change of probability of the base's; if none is, of the
+    one whose answers are nearest.
+    """
+    near = [
+        (one.divergence or 0.0, strength) for strength, one in trade_off if one.change <= within
+    ]
+    return max(near)[1] if near else min((one.change, strength) for strength, one in trade_off)[1]
 
 
 def run_examination(
@@ -187,7 +201,6 @@ class Subject:
     show: Show
     epochs: int  # of what is trained beside it; with 0 nothing is
     kept: Kept
-    adversaries: dict[float, Params] = dataclasses.field(default_factory=dict)  # by strength
 
     @property
     def config(self) -> Config:
@@ -217,14 +230,17 @@ class Subject:
             )
         )
         naive = self.kept("naive", self._naive)
-        trained = [Trained(*self.kept(*each)) for each in self._companions()]
+        beside = itertools.chain(self._other_seeds(), self._companions())
+        trained = [Trained(*self.kept(*each)) for each in beside]
         trade_off = [
             (strength, Trained(*self.kept(f"adversary {strength:g}", partial(self._far, strength))))
             for strength in sorted(strengths)
         ]
         if strengths:
-            name = "perceptron, an adversary's attention"
-            trained.append(Trained(*self.kept(name, partial(self._misled, name, max(strengths)))))
+            even = next(one for one in trained if one.name == EVEN)
+            strength = furthest(trade_off, within=even.change)
+            name = f"perceptron, attention of adversary λ {strength:g}"
+            trained.append(Trained(*self.kept(name, partial(self._misled, name, strength))))
         return Examined(
             self.config.name,
             about,
@@ -299,16 +315,19 @@ class Subject:
             vectors=self._member.vectors(),
         )
 
-    def _companions(self) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
-        """Yields the name of each model that is beside the run's, and what judges it."""
+    def _other_seeds(self) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+        """Yields the name of each finished run of another seed, and what judges it."""
         for folder in sorted(self.run.folder.resolve().parent.glob("seed*")):
             other = Run(folder)
             if folder != self.run.folder.resolve() and other.model.is_file():
                 yield from self._other_seed(other)
+
+    def _companions(self) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+        """Yields the name of each model to train beside the run's, and what judges it."""
         if not self.epochs:
             return
         even, words = self._like(attention="uniform"), self._like(encoder="token_wise")
-        yield "even attention", partial(self._learn, "even attention", even)
+        yield EVEN, partial(self._learn, EVEN, even)
         if self.exported.params.get("attention"):
             learn = partial(self._learn, model=self.model, frozen=("attention",))
             yield "frozen attention", partial(learn, "frozen attention")
@@ -359,13 +378,14 @@ class Subject:
         return self._judge(name, self.ask(name, perceptron, both, logits_guided), None)
 
     def _adversary(self, strength: float) -> Params:
-        """Returns the adversary's parameters, trained once."""
-        if strength not in self.adversaries:
-            name = f"adversary, λ {strength:g}"
-            self.adversaries[strength] = self._fit(
-                name, Adversary(strength), self.model, self.exported.params
-            )
-        return self.adversaries[strength]
+        """Returns the adversary's parameters, trained once; it is kept as an exported model."""
+        name = f"adversary, λ {strength:g}"
+        path = self.kept.folder / f"adversary-{strength:g}.safetensors"
+        if not path.exists():
+            params = self._fit(name, Adversary(strength), self.model, self.exported.params)
+            config = dataclasses.replace(self.config, name=f"{self.config.name}-{path.stem}")
+            export_model(path, params, config, self.exported.vocabulary)
+        return load_model(path).params
 
     def _far(self, strength: float) -> list[Any]:
         name, params = f"adversary, λ {strength:g}", self._adversary(strength)
