@@ -138,7 +138,7 @@ def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
     found = [(0.0, 0.01, 0.1), (1.0, 0.05, 0.3), (2.0, 0.4, 0.6)]
     trade_off = [(at, Trained("one", 0.9, change, [apart])) for at, change, apart in found]
     assert furthest(trade_off, within=0.05) == 1
-    assert furthest(trade_off, within=1) == 2
+    assert furthest(trade_off, within=1.0) == 2
     assert furthest(trade_off, within=0.001) == 0  # none does: the nearest
 
 
