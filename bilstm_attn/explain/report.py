@@ -107,7 +107,8 @@ def draw_histograms(
 
     def draw(axes: Any) -> None:
         for name, each in values.items():
-            axes.hist(each, bins=40, range=limits, histtype="step", linewidth=1.6, label=name)
+            style = {"histtype": "step", "linewidth": 1.6, "color": dict(CLASSES).get(name)}
+            axes.hist(each, bins=40, range=limits, label=name, **style)
         axes.set(xlabel=label, ylabel="reviews", xlim=limits)
         axes.legend(frameon=False, loc="best")
 
@@ -360,7 +361,7 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.6;
   font-family: system-ui, "Liberation Sans", sans-serif; }
-table { border-collapse: collapse; margin: 1rem 0; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 td, th { padding: .25rem .75rem; border-bottom: 1px solid #8886; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 img { max-width: 100%; background: #fff; border-radius: 6px; }
