@@ -68,6 +68,7 @@ ROOMS = [
     "explain.session",
     "explain.examine",
     "explain.report",
+    "explain.kept",
     "explain.examination",
     "benchmark.peer",
     "benchmark.ours",

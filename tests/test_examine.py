@@ -12,7 +12,8 @@ from bilstm_attn.checkpoint import load_model
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.examination import Kept, furthest
+from bilstm_attn.explain.examination import furthest
+from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.report import PUBLISHED, Trained
 from bilstm_attn.metrics import sigmoid
 

@@ -7,9 +7,7 @@ stopped goes on where it was.
 import dataclasses
 import hashlib
 import itertools
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilstm_attn.backend import choose_backend, keep_compiled
-from bilstm_attn.checkpoint import Exported, export_model, load_model, write_file
+from bilstm_attn.checkpoint import Exported, export_model, load_model
 from bilstm_attn.config import BackendChoice, Config, differences, require, require_seed
 from bilstm_attn.data.batches import Examples, random_numbers
 from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
@@ -35,6 +33,7 @@ from bilstm_attn.explain.examine import (
     logits_and_attention,
 )
 from bilstm_attn.explain.jain_wallace import jensen_shannon
+from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import time_naive
 from bilstm_attn.explain.report import Examined, Trained, write_report
 from bilstm_attn.explain.reviews import FEWEST_AT_ONCE
@@ -56,32 +55,6 @@ Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
 SAMPLE = 4  # reviews for which naive loops are timed
 EVEN = "even attention"
 FORM = 2  # of what is kept; one more where an experiment changes its numbers
-
-
-class Kept:
-    """Pieces of plain JSON in a folder: each is made once."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.seconds: dict[str, float] = {}  # that each piece took
-
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns the piece called `name`, which `make` makes if it is not there yet.
-
-        Raises:
-          UserError: the piece is damaged.
-        """
-        path, begun = self.folder / f"{name.replace(' ', '-')}.json", time.perf_counter()
-        if not path.exists():
-            found = make()
-            piece = {"seconds": time.perf_counter() - begun, "found": found}
-            write_file(path, json.dumps(piece).encode())
-        try:
-            piece = json.loads(path.read_bytes())
-            self.seconds[name] = piece["seconds"]
-            return piece["found"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path} is damaged; delete it, and it is made again") from None
 
 
 def _digest(run: Run) -> str:
