@@ -58,9 +58,9 @@ def scale_by_amsgrad(
 ) -> optax.GradientTransformation:
     """Returns `m / (1 - b1^t) * sqrt(1 - b2^t) / (sqrt(max over steps of v) + eps)`.
 
-    Reddi et al., 2018, arXiv:1904.09237, with Adam's corrections, as in Keras and PyTorch. optax by
-    itself corrects v before it takes the maximum: the first steps' v, from few gradients, then
-    stays in the denominator for good.
+    Reddi et al., 2018, arXiv:1904.09237, with Adam's corrections, as in Keras (PyTorch adds eps
+    after the correction of the root). optax by itself corrects v before it takes the maximum: the
+    first steps' v, from few gradients, then stays in the denominator for good.
     """
     return optax.chain(
         optax.scale_by_amsgrad(b1, b2, eps, bias_correction_nu=False),

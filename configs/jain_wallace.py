@@ -7,7 +7,7 @@ and measured on test once. Deviations: word vectors start at random unless
 token may be attended to; batches are drawn at random.
 
 Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. They sum the loss over a
-        batch where we take the mean, so the penalty is their 1e-5 by 32.
+        batch where we take the mean, so the penalty and epsilon are their 1e-5 and 1e-8 by 32.
 Run:    python scripts/train.py jain_wallace
 Result: status: unmeasured
 """
@@ -28,6 +28,6 @@ config = Config(
         dense_size=0,
         head_dropout=0.0,
     ),
-    optim=OptimConfig(epsilon=1e-8, amsgrad=True, l2_penalty=1e-5 / 32),
+    optim=OptimConfig(epsilon=1e-8 / 32, amsgrad=True, l2_penalty=1e-5 / 32),
     train=TrainConfig(epochs=8),
 )
