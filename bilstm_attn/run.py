@@ -226,6 +226,22 @@ class Run:
                 "of versions and devices"
             ) from None
 
+    def environment(self, before_step: int | None = None) -> dict[str, Any]:
+        """Returns what `start` was told last, or last before a step.
+
+        Raises:
+          UserError: there is no such record, or it is damaged.
+        """
+        starts = self.environments()
+        if before_step is not None:
+            starts = [start for start in starts if start.get("from_step", 0) < before_step]
+        if not starts:
+            raise UserError(
+                f"{self.folder} has no record of the versions, devices and files it had "
+                f"({self.environment_file.name}); give another run"
+            )
+        return starts[-1]
+
     def records(self) -> list[dict[str, Any]]:
         """Returns the logged records; a last line that was cut off is left out.
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
+from unicodedata import category
 
 from rich.color import Color
 from rich.console import Console
@@ -97,6 +98,22 @@ class Show:
         )
 
 
+def shades_of(weights: Sequence[float], *, signed: bool) -> list[float]:
+    """Returns how strong each weight's shade is, from 0 to 1 for the largest.
+
+    Signed weights' from a weight of 0; others' from the least, since attention may be nearly even.
+
+    >>> shades_of([-1.0, 0.0, 2.0], signed=True)
+    [0.5, 0.0, 1.0]
+    >>> shades_of([0.25, 0.5], signed=False)
+    [0.0, 1.0]
+    """
+    sizes = [abs(weight) for weight in weights]
+    least = 0.0 if signed else min(sizes, default=0.0)
+    span = max(sizes, default=0.0) - least
+    return [(size - least) / span if span > 0 else 0.0 for size in sizes]
+
+
 def shade_words(
     text: str, places: Sequence[tuple[int, int]], weights: Sequence[float], *, signed: bool
 ) -> Text:
@@ -104,9 +121,10 @@ def shade_words(
 
     Yellow, or if weights are signed blue above 0 and orange below.
     """
-    shaded, most = Text(text), max(map(abs, weights), default=0.0)
-    for (start, stop), weight in zip(places, weights, strict=True):
-        share = abs(weight) / most if most > 0 else 0.0
+    # rich drops control characters, and with them the places after would move.
+    shaded = Text("".join(c if category(c) != "Cc" or c in "\n\t" else " " for c in text))
+    shades = shades_of(weights, signed=signed)
+    for (start, stop), weight, share in zip(places, weights, shades, strict=True):
         full = YELLOW if not signed else BLUE if weight > 0 else ORANGE
         background = Color.from_rgb(*(round(255 - share * (255 - part)) for part in full))
         shaded.stylize(Style(color="black", bgcolor=background), start, stop)

@@ -47,6 +47,7 @@ class Batch(NamedTuple):
     length: Int[Array, " b"]
     label: Int[Array, " b"]  # 1 positive, 0 negative, -1 unlabelled
     weight: Float[Array, " b"]
+    beside: Any = ()  # arrays `[b ...]` of what else an objective needs to know of them
 
 
 class Output(NamedTuple):

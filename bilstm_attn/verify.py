@@ -40,7 +40,7 @@ def run_verification(folder: Path, places: DataPlaces) -> int:
             "an earlier version; give another run"
         )
     proof = proofs[-1]
-    recorded = [e for e in run.environments() if e.get("from_step", 0) < proof["step"]][-1]
+    recorded = run.environment(before_step=proof["step"])
     mesh = _make_mesh_as(recorded, config)
     keep_compiled(show)
     backend = _choose_backend_as(recorded, config, show)

@@ -30,6 +30,8 @@ class Arguments:
     """Of the trained adversary: how much another attention is worth against another answer."""
     epochs: int | None = None
     """Of the models trained beside each run, as many as its own by default; 0 trains none."""
+    adversary_epochs: int | None = None
+    """Of the trained adversaries, as --epochs by default; theirs had up to 80."""
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"

@@ -70,7 +70,7 @@ def planted() -> Planted:
     for row, (start, stop) in enumerate(zip(held_out.starts, held_out.stops, strict=True)):
         tokens[row, : stop - start + 1] = [1, *ids[start:stop]]
     model, mesh = Model(CONFIG.model, WORDS), make_mesh(CONFIG.data.batch_size, 2)
-    params = fit(Labels(), model, {}, training, CONFIG, mesh, bar, epochs=12)
+    params = fit(Labels(), model, training, CONFIG, mesh, bar, epochs=12)
     return Planted(model, params, training, held_out, tokens, places[-100:] + 1, mesh)
 
 

@@ -24,6 +24,7 @@ from bilstm_attn.explain.attribution import (
     SmoothGrad,
     completeness_error,
 )
+from bilstm_attn.explain.chance import at_places
 from bilstm_attn.explain.subsets import places_kept
 from bilstm_attn.types import Batch
 
@@ -173,6 +174,20 @@ def test_smooth_gradient_without_noise_is_the_gradient_and_with_noise_another():
         for samples in (2, 100)
     )
     assert np.abs(many[0] - many[1]).max() < np.abs(few[0] - few[1]).max() / 3
+
+
+def test_smooth_gradient_is_the_mean_over_draws_of_noise():
+    smooth = SmoothGrad(samples=3, noise=0.3)
+    weights, keys = attribute(smooth), keys_of()
+    draw = partial(jax.random.normal, shape=vectors_of(0).shape[1:])
+    noise = [np.asarray(at_places(keys, STEPS, draw, number)) for number in range(3)]
+    for row in REVIEWS:
+        vectors, own = vectors_of(row), slice(LENGTHS[row])
+        deviation = 0.3 * (vectors.max() - vectors.min())
+        mean = np.mean([gradient_at(vectors + deviation * n[row, own]) for n in noise], axis=0)
+        np.testing.assert_allclose(
+            weights[row, own], np.linalg.norm(mean, axis=1), atol=TOLERANCE, rtol=TOLERANCE
+        )
 
 
 def test_lime_is_a_weighted_ridge_over_copies_that_were_judged_one_by_one():

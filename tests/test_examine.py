@@ -4,18 +4,27 @@ import json
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from planted import CONFIG, planted
+from scipy.stats import kendalltau
 from tiny import error_of, script, tiny_run, train
 
 from bilstm_attn.checkpoint import load_model
 from bilstm_attn.data.batches import random_numbers
+from bilstm_attn.dropout import stream
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.examination import furthest
+from bilstm_attn.explain.examination import furthest, take
+from bilstm_attn.explain.examine import Examiner, examine_attention, examine_attributions
+from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
 from bilstm_attn.explain.kept import Kept
-from bilstm_attn.explain.report import PUBLISHED, Trained
+from bilstm_attn.explain.naive import Naive
+from bilstm_attn.explain.report import PUBLISHED, Trained, as_html
 from bilstm_attn.metrics import sigmoid
+from bilstm_attn.terminal import Show
 
 examine = script("examine")
 REVIEWS = 12
@@ -29,7 +38,7 @@ PIECES = {
     "perceptron,-even-attention",
     "perceptron,-its-own-attention",
     "perceptron,-the-base's-attention",
-    "perceptron,-attention-of-adversary-λ",
+    "perceptron-of-adversary",
     "adversary-0",
     "adversary-0.1",
 }
@@ -57,7 +66,8 @@ def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
     found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
     # The other seed's piece is of its model, whose digest ends the name.
-    return {re.sub("(seed1|λ)-.*", r"\1", name): piece for name, piece in found.items()}
+    ending = "(seed1|perceptron-of-adversary)-.*|-1-epochs"
+    return {re.sub(ending, r"\1", name): piece for name, piece in found.items()}
 
 
 @pytest.mark.slow
@@ -68,7 +78,11 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
     for name in PIECES - {"attention", "attributions-5", "naive"}:
         _, accuracy, change, divergences = pieces[name]
         assert 0 <= accuracy <= 1
-        assert 0 <= change <= 1
+        assert 0 < change <= 1
+        # The one counts reviews, the other does not.
+        right, moved = accuracy * REVIEWS, change * REVIEWS
+        assert right == pytest.approx(round(right), abs=1e-9)
+        assert moved != pytest.approx(round(moved), abs=1e-9)
         if "the-base's" in name or "of-adversary" in name:
             assert divergences is None  # the attention is another's
         else:
@@ -114,7 +128,7 @@ def test_reviews_asked_about_are_those_drawn(examined):
 def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
     shutil.copytree(examined, tmp_path / "own", symlinks=True)
     (own,) = (tiny_run(tmp_path / "own").folder / "examination").iterdir()
-    (own / "even-attention.json").unlink()
+    (own / "even-attention-1-epochs.json").unlink()
     capsys.readouterr()
     assert call(tmp_path / "own") == 0
     said = capsys.readouterr().out
@@ -131,8 +145,8 @@ def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
 def test_adversaries_are_kept_as_models(examined):
     (own,) = (tiny_run(examined).folder / "examination").iterdir()
     for strength in ("0", "0.1"):
-        kept_one = load_model(own / f"adversary-{strength}.safetensors")
-        assert kept_one.config.name == f"tiny-adversary-{strength}"
+        kept_one = load_model(own / f"adversary-{strength}-1-epochs.safetensors")
+        assert kept_one.config.name == f"tiny-adversary-{strength}-1-epochs"
 
 
 def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
@@ -144,6 +158,17 @@ def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
 
 
 @pytest.mark.slow
+def test_companions_of_other_epochs_leave_the_rest_as_it_is(examined, tmp_path, capsys):
+    shutil.copytree(examined, tmp_path / "own", symlinks=True)
+    capsys.readouterr()
+    assert call(tmp_path / "own", "--adversary-epochs", 2, "--strengths", 0) == 0
+    said = capsys.readouterr().out
+    assert "training adversary, λ 0" in said
+    assert said.count("training ") == 2  # and the perceptron under its attention
+    assert "of adversaries: 2" in (tmp_path / "own" / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
 def test_with_no_epochs_nothing_is_trained_beside_it(examined, tmp_path, capsys):
     shutil.copytree(examined, tmp_path / "own", symlinks=True)
     capsys.readouterr()
@@ -152,6 +177,13 @@ def test_with_no_epochs_nothing_is_trained_beside_it(examined, tmp_path, capsys)
     report = (tmp_path / "own" / "report" / "report.md").read_text()
     assert "the recipe's seed1" in report  # which is compared all the same
     assert "adversary, λ" not in report
+
+
+def test_markup_in_a_name_is_text():
+    page = as_html("# a <img src=x onerror=alert(1)>\n\n| a |\n|---|\n| <b>b</b> |\n", {})
+    assert "<img" not in page
+    assert "<b>" not in page
+    assert "<td>&lt;b&gt;b&lt;/b&gt;</td>" in page
 
 
 def test_kept_piece_is_made_once(tmp_path):
@@ -190,6 +222,88 @@ def test_damaged_piece_is_one_line(tmp_path):
         assert message.endswith("one.json is damaged; delete it, and it is made again")
 
 
+# What is asked of one model, against asking it review by review
+
+FEW = np.arange(5)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The planted model, some reviews, and who asks about them."""
+    made = planted()
+    examples = take(made.held_out, FEW)
+    return Examiner(made.model, made.params, examples, CONFIG.data, made.mesh, Show(quiet=True))
+
+
+def given_to_model():
+    made = planted()
+    lengths = jnp.asarray(made.held_out.lengths[FEW], jnp.int32)
+    return made.params, jnp.asarray(made.tokens[FEW]), lengths
+
+
+def keys_of_rows(examples):
+    key = stream(jax.random.key(0), "explain")
+    return jnp.stack([jax.random.fold_in(key, row) for row in examples.rows])
+
+
+def probability(logits):
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+
+
+@pytest.mark.slow
+def test_agreements_are_of_attention_gradient_and_a_word_left_out(asked):
+    made, (params, tokens, lengths) = planted(), given_to_model()
+    output = made.model(params, tokens, lengths)
+    found = examine_attention(asked)
+    np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
+    np.testing.assert_allclose(found.greatest_weight, output.weights.max(axis=1), atol=1e-6)
+    naive = Naive(made.model, params, CONFIG.data.max_tokens)
+
+    @jax.grad
+    def gradient_of(inputs, review):
+        # The attention is held: it is that of the inputs as they are.
+        states, last = made.model.encode(params, inputs, lengths[review])
+        attention = output.weights.T[:, review]
+        logits = made.model.decide(params, states, last, attention, lengths[review])
+        return jax.nn.sigmoid(logits)[0]
+
+    for row in FEW:
+        ids, logit = np.asarray(tokens[row, : lengths[row]]), output.logits[row]
+        change = np.abs(probability(logit - naive.leave_one_out(ids)) - probability(logit))
+        inputs = made.model.embed(params, tokens[row : row + 1])
+        gradient = np.abs((inputs * gradient_of(inputs, jnp.array([row]))).sum(axis=-1))[:, 0]
+        attention = np.asarray(output.weights[row])
+        own = slice(len(ids))
+        for name, one, other in (
+            ("attention, gradient", attention[own], gradient[own]),
+            ("attention, leave one out", attention[own], change),
+            ("gradient, leave one out", gradient[own], change),
+        ):
+            expected = kendalltau(one, other)
+            # Changes that differ by float32's rounding alone may change places.
+            assert found.agreements[name].taus[row] == pytest.approx(expected.statistic, abs=0.05)
+
+
+@pytest.mark.slow
+def test_measures_of_faithfulness_are_each_their_own(asked):
+    made, given = planted(), given_to_model()
+    found = examine_attributions(asked, {"attention": ATTRIBUTIONS["attention"]()})
+    output = made.model(*given)
+    scores, keys = output.weights, keys_of_rows(asked.examples)
+    faithfulness = aopc(made.model, *given, scores)
+    expected = {
+        "comprehensiveness": faithfulness.comprehensiveness,
+        "sufficiency": faithfulness.sufficiency,
+        "fraction_to_flip": fraction_to_flip(made.model, *given, scores),
+        "infidelity": infidelity(
+            made.model, *given, jnp.sign(output.logits)[:, None] * scores, keys
+        ),
+    }
+    means = {name: float(each.mean()) for name, each in expected.items()}
+    assert found.faithful["attention"]._asdict() == pytest.approx(means, rel=1e-4)
+    assert len({round(mean, 3) for mean in means.values()}) == 4  # so that none passes for another
+
+
 # Bad input
 
 
@@ -200,6 +314,7 @@ def test_damaged_piece_is_one_line(tmp_path):
         (["--seed", "-1"], "seed must be at least 0 and below 2**32, got -1"),
         (["--few", "0"], "--few must be above 0, got 0"),
         (["--epochs", "-1"], "--epochs must be at least 0, got -1"),
+        (["--adversary-epochs", "0"], "--adversary-epochs must be above 0, got 0"),
         (["--strengths", "-1"], "--strengths must be finite and at least 0, got -1.0"),
         ([], "unknown split of movie_reviews 'test'"),
     ],

@@ -118,6 +118,10 @@ def test_disagreement_is_of_sizes():
     assert disagreement([ones, -ones], np.array([3])) == pytest.approx([0])
     assert disagreement([ones, 1 / (1 + abs(ones))], np.array([3])) == pytest.approx([2])
     assert np.isnan(disagreement([ones], np.array([3]))).all()
+    # Even weights are left out of a review's mean, whatever the other reviews have.
+    both, even = np.repeat(ones, 2, axis=0), np.stack([abs(ones[0]), np.ones(4)])
+    apart = disagreement([both, -both, even], np.array([3, 3]))
+    np.testing.assert_allclose(apart, [0, 0])
 
 
 # In a browser
@@ -142,9 +146,12 @@ def test_page_works_in_a_browser(tmp_path, page):
         at.run("document.querySelector('input[value=leave_one_out]').click()")
         left_out = at.run(SHADES)
         assert attention != left_out
-        shares = [float(part) for part in re.findall(r", (\d?\.?\d+)\)", left_out)]
+        shares = [float(part) for part in re.findall(r"\* (\d?\.?\d+)\)", left_out)]
         weights = np.abs(reviews[0].weights["leave_one_out"])
-        np.testing.assert_allclose(shares, 0.7 * weights / weights.max(), atol=0.003)
+        np.testing.assert_allclose(shares, weights / weights.max(), atol=0.001)
+        drawn = "getComputedStyle(document.querySelector('[data-word=\"{}\"]')).backgroundColor"
+        alpha = float(at.run(drawn.format(weights.argmax())).split(",")[-1].strip(" )"))
+        assert alpha == pytest.approx(0.7, abs=0.005)  # it keeps colours in 8 bits
         at.run("document.querySelector('input[value=attention]').click()")
         assert at.run(SHADES) == attention
         # Search and order.

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.terminal import Show, parse, percent
+from bilstm_attn.terminal import Show, parse, percent, shade_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -187,6 +187,13 @@ def test_help_of_a_script_names_it(path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: scripts/{path.name}" in done.stdout
+
+
+def test_shades_stay_on_their_words_after_control_characters():
+    text = "good\r\nbad\x07 end"
+    shaded = shade_words(text, [(0, 4), (6, 9), (11, 14)], [1.0, -0.5, 0.25], signed=True)
+    assert len(shaded.plain) == len(text)
+    assert [shaded.plain[slice(*span[:2])] for span in shaded.spans] == ["good", "bad", "end"]
 
 
 def test_percent_has_two_places():

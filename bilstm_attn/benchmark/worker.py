@@ -18,6 +18,8 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.model import Model
 from bilstm_attn.types import Batch, Params
 
+FIELDS = ("tokens", "length", "label", "weight")  # of a batch
+
 
 class Work(NamedTuple):
     """What all implementations are given."""
@@ -43,7 +45,7 @@ def save_work(file: Path, work: Work) -> None:
     arrays: dict[str, Any] = {
         f"{name}.{field}": np.asarray(array)
         for name, part in parts.items()
-        for field, array in part._asdict().items()
+        for field, array in zip(FIELDS, part, strict=False)
     }
     np.savez(file, **arrays)
 
@@ -53,8 +55,7 @@ def load_work(file: Path) -> Work:
     with np.load(file) as arrays:
         names = dict.fromkeys(name.split(".")[0] for name in arrays)
         parts = {
-            name: Batch(**{field: arrays[f"{name}.{field}"] for field in Batch._fields})
-            for name in names
+            name: Batch(**{field: arrays[f"{name}.{field}"] for field in FIELDS}) for name in names
         }
     steps: dict[str, list[Batch]] = {}
     for name, part in parts.items():

@@ -9,20 +9,27 @@ SIGNIFICANT = 0.05
 
 
 class Agreement(NamedTuple):
-    """Kendall's tau of some reviews, each over its own tokens; not a number for one token."""
+    """Kendall's tau of some reviews, each over its own tokens.
+
+    Not a number for one token, nor for weights that are all alike.
+    """
 
     taus: np.ndarray  # float64[n]
     p_values: np.ndarray
 
     @property
+    def _found(self) -> np.ndarray:
+        return self.taus[~np.isnan(self.taus)]
+
+    @property
     def mean(self) -> float:
         """The mean tau."""
-        return float(np.nanmean(self.taus))
+        return float(self._found.mean()) if self._found.size else np.nan
 
     @property
     def spread(self) -> float:
         """The standard deviation over reviews."""
-        return float(np.nanstd(self.taus))
+        return float(self._found.std()) if self._found.size else np.nan
 
     @property
     def significant(self) -> float:

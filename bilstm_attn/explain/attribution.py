@@ -185,7 +185,7 @@ class SmoothGrad(Attribution):
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Attribution):
-    """`logit(x) - logit(x without token t)`: the word is deleted, as by hand.
+    """`logit(x) - logit(x without token t)`: the word is deleted, as by hand, of those read.
 
     Li et al., 2016, arXiv:1612.08220, eq. 1, who replace a word's vector by zero. Deviation:
     the word goes, as in Jain and Wallace, 2019.

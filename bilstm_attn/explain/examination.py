@@ -23,6 +23,7 @@ from bilstm_attn.config import BackendChoice, Config, differences, require, requ
 from bilstm_attn.data.batches import Examples, random_numbers
 from bilstm_attn.data.cache import DataPlaces, TokenCache, prepare_tokens
 from bilstm_attn.errors import UserError
+from bilstm_attn.evaluate import require_finite
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.explain.examine import (
     Attributions,
@@ -35,9 +36,9 @@ from bilstm_attn.explain.examine import (
 from bilstm_attn.explain.jain_wallace import jensen_shannon
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import time_naive
-from bilstm_attn.explain.report import Examined, Trained, write_report
+from bilstm_attn.explain.report import EVEN, Examined, Trained, write_report
 from bilstm_attn.explain.reviews import FEWEST_AT_ONCE
-from bilstm_attn.explain.wiegreffe_pinter import Adversary, Labels, fit, logits_under
+from bilstm_attn.explain.wiegreffe_pinter import Adversary, Base, Labels, fit, logits_under
 from bilstm_attn.member import Member
 from bilstm_attn.metrics import accuracy, sigmoid
 from bilstm_attn.model import Model
@@ -53,8 +54,7 @@ from bilstm_attn.vectors import require_digest
 
 Analysis = Callable[..., Any]  # of model, parameters, tokens, lengths and keys
 SAMPLE = 4  # reviews for which naive loops are timed
-EVEN = "even attention"
-FORM = 2  # of what is kept; one more where an experiment changes its numbers
+FORM = 3  # of what is kept; one more where an experiment changes its numbers
 
 
 def _digest(run: Run) -> str:
@@ -88,6 +88,7 @@ def run_examination(
     seed: int,
     strengths: Sequence[float],
     epochs: int | None,
+    adversary_epochs: int | None,
     places: DataPlaces,
     devices: int | None,
     backend: BackendChoice,
@@ -102,6 +103,10 @@ def run_examination(
     require_seed(seed)
     require(few > 0, f"--few must be above 0, got {few}")
     require(epochs is None or epochs >= 0, f"--epochs must be at least 0, got {epochs}")
+    require(
+        adversary_epochs is None or adversary_epochs > 0,
+        f"--adversary-epochs must be above 0, got {adversary_epochs}",
+    )
     for one in strengths:
         require(0 <= one < math.inf, f"--strengths must be finite and at least 0, got {one}")
     show = Show()
@@ -134,8 +139,9 @@ def run_examination(
         whole = split_examples(tokens, "test", exported.vocabulary, exported.config)
         drawn = np.sort(random_numbers(seed, "examine").permutation(whole.size)[:limit])
         number = exported.config.train.epochs if epochs is None else epochs
+        of_adversary = adversary_epochs or number
         of_what = f"{_digest(run)}-{tokens.meta['sha256'][:12]}-form{FORM}"
-        setting = f"{of_what}-{len(drawn)}-reviews-seed{seed}-{number}-epochs"
+        setting = f"{of_what}-{len(drawn)}-reviews-seed{seed}"
         subject = Subject(
             run,
             exported,
@@ -146,6 +152,7 @@ def run_examination(
             mesh,
             show,
             number,
+            of_adversary,
             Kept(run.folder / "examination" / setting),
         )
         about = (
@@ -153,7 +160,7 @@ def run_examination(
             f"{exported.config.data.dataset}, drawn with seed {seed}"
         )
         if number:
-            about += f"; what is trained beside it is trained for {number} epochs"
+            about += f"; epochs of models beside it: {number}, of adversaries: {of_adversary}"
         found.append(subject.examine(strengths if number else (), about))
     write_report(found, out)
     show.say(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures beside them")
@@ -173,6 +180,7 @@ class Subject:
     mesh: Mesh
     show: Show
     epochs: int  # of what is trained beside it; with 0 nothing is
+    adversary_epochs: int
     kept: Kept
 
     @property
@@ -182,19 +190,19 @@ class Subject:
 
     def ask(self, what: str, model: Model, params: Params, analysis: Analysis) -> Any:
         """Returns what an analysis says of every review."""
-        return self.examiner(model, params).ask(what, analysis)
+        return self.examiner(model, params, self.examples).ask(what, analysis)
 
-    def examiner(self, model: Model, params: Params) -> Examiner:
-        """Returns who asks a model about these reviews."""
-        return Examiner(model, params, self.examples, self.config.data, self.mesh, self.show)
+    def examiner(self, model: Model, params: Params, examples: Examples) -> Examiner:
+        """Returns who asks a model about some reviews."""
+        return Examiner(model, params, examples, self.config.data, self.mesh, self.show)
 
     def examine(self, strengths: Sequence[float], about: str) -> Examined:
         """Returns everything, what is kept from there."""
-        base = self.examiner(self.model, self.exported.params)
+        base = self.examiner(self.model, self.exported.params, self.examples)
         attention = JainWallace.from_json(
             self.kept("attention", lambda: examine_attention(base).as_json())
         )
-        some = dataclasses.replace(base, examples=take(self.examples, self.few), seconds={})
+        some = self.examiner(self.model, self.exported.params, take(self.examples, self.few))
         everyone = {name: make() for name, make in ATTRIBUTIONS.items()}
         attributions = Attributions.from_json(
             self.kept(
@@ -206,14 +214,15 @@ class Subject:
         beside = itertools.chain(self._other_seeds(), self._companions())
         trained = [Trained(*self.kept(*each)) for each in beside]
         trade_off = [
-            (strength, Trained(*self.kept(f"adversary {strength:g}", partial(self._far, strength))))
-            for strength in sorted(strengths)
+            (at, Trained(*self.kept(self._of_adversary(at), partial(self._far, at))))
+            for at in sorted(strengths)
         ]
         if strengths:
             even = next(one for one in trained if one.name == EVEN)
             strength = furthest(trade_off, within=even.change)
             name = f"perceptron, attention of adversary λ {strength:g}"
-            trained.append(Trained(*self.kept(name, partial(self._misled, name, strength))))
+            kept = f"perceptron of {self._of_adversary(strength)} {self.epochs} epochs"
+            trained.append(Trained(*self.kept(kept, partial(self._misled, name, strength))))
         return Examined(
             self.config.name,
             about,
@@ -247,7 +256,7 @@ class Subject:
                 "--cache it had"
             )
         if vectors := self.config.model.vectors:
-            recorded = self.run.environments()[-1]["vectors_sha256"]
+            recorded = self.run.environment()["vectors_sha256"]
             require_digest(Path(vectors), recorded, self.run.folder)
         return member
 
@@ -256,8 +265,14 @@ class Subject:
         """Logits and attention of the run's own model."""
         return self.ask("base", self.model, self.exported.params, logits_and_attention)
 
+    @cached_property
+    def _answers(self) -> Base:
+        """What the run's own model says of the reviews it was trained on."""
+        return self._said(self.exported.params)
+
     def _judge(self, name: str, logits: np.ndarray, attention: np.ndarray | None) -> list[Any]:
         """Returns the fields of a `Trained`."""
+        require_finite(logits, f"these reviews ({name})")
         own, weights = self._base
         change = float(np.abs(sigmoid(logits) - sigmoid(own)).mean())
         right, apart = accuracy(logits, self.examples.labels), None
@@ -270,23 +285,24 @@ class Subject:
         name: str,
         objective: Objective,
         model: Model,
-        base: Params,
-        frozen: tuple = (),
+        **how: Any,
     ) -> Params:
         """Returns the parameters of a model trained as the run was, from a seed of its own."""
         self.show.say(f"{self.config.name}: training {name}")
         return fit(
             objective,
             model,
-            base,
             self._member.training,
             dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**32),
             self.mesh,
             lambda what, total: self.show.bar(what, total, 0),
-            epochs=self.epochs,
-            frozen=frozen,
-            vectors=self._member.vectors(),
+            **{"epochs": self.epochs, "vectors": self._member.vectors()} | how,
         )
+
+    def _said(self, params: Params) -> Base:
+        """Returns what the model with these parameters says of the reviews trained on."""
+        examiner = self.examiner(self.model, params, self._member.training)
+        return Base(*examiner.ask("its answers", logits_and_attention))
 
     def _other_seeds(self) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
         """Yields the name of each finished run of another seed, and what judges it."""
@@ -299,18 +315,18 @@ class Subject:
         """Yields the name of each model to train beside the run's, and what judges it."""
         if not self.epochs:
             return
-        even, words = self._like(attention="uniform"), self._like(encoder="token_wise")
-        yield EVEN, partial(self._learn, EVEN, even)
+        even = {"attention": "uniform", "attention_options": {}}
+        learned: list[tuple[str, Model, tuple[str, ...]]] = [(EVEN, self._like(**even), ())]
         if self.exported.params.get("attention"):
-            learn = partial(self._learn, model=self.model, frozen=("attention",))
-            yield "frozen attention", partial(learn, "frozen attention")
-        for name, model in (
-            ("perceptron, even attention", self._like(encoder="token_wise", attention="uniform")),
-            ("perceptron, its own attention", words),
-        ):
-            yield name, partial(self._learn, name, model)
+            learned.append(("frozen attention", self.model, ("attention",)))
+        learned += [
+            ("perceptron, even attention", self._like(encoder="token_wise", **even), ()),
+            ("perceptron, its own attention", self._like(encoder="token_wise"), ()),
+        ]
+        for one in learned:
+            yield f"{one[0]} {self.epochs} epochs", partial(self._learn, *one)
         name = "perceptron, the base's attention"
-        yield name, partial(self._guided, name, self.exported.params)
+        yield f"{name} {self.epochs} epochs", partial(self._guided, name, self.exported.params)
 
     def _other_seed(self, run: Run) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
         """Yields the same recipe with another seed, which has words of its own."""
@@ -324,15 +340,13 @@ class Subject:
             examples = split_examples(self.tokens, "test", other.vocabulary, other.config)
             chosen = take(examples, np.searchsorted(examples.rows, self.examples.rows))
             model = Model(other.config.model, other.vocabulary.size, self.model.backend)
-            examiner = dataclasses.replace(
-                self.examiner(model, other.params), examples=chosen, seconds={}
-            )
-            return self._judge(f"the recipe's {name}", *examiner.ask(name, logits_and_attention))
+            found = self.examiner(model, other.params, chosen).ask(name, logits_and_attention)
+            return self._judge(f"the recipe's {name}", *found)
 
         yield f"the recipe's {name} {_digest(run)}", judge
 
-    def _learn(self, name: str, model: Model, frozen: tuple = ()) -> list[Any]:
-        params = self._fit(name, Labels(), model, {}, frozen)
+    def _learn(self, name: str, model: Model, frozen: tuple[str, ...]) -> list[Any]:
+        params = self._fit(name, Labels(), model, frozen=frozen)
         return self._judge(name, *self.ask(name, model, params, logits_and_attention))
 
     def _guided(self, name: str, guide: Params) -> list[Any]:
@@ -346,19 +360,29 @@ class Subject:
             imposed = self.model(params["base"], tokens, lengths).weights.T
             return logits_under(model, params["own"], tokens, lengths, imposed)
 
-        own = self._fit(name, Labels(self.model), perceptron, guide)
+        own = self._fit(name, Labels(guided=True), perceptron, base=self._said(guide))
         both = {"own": own, "base": guide}
         return self._judge(name, self.ask(name, perceptron, both, logits_guided), None)
 
     def _adversary(self, strength: float) -> Params:
         """Returns the adversary's parameters, trained once; it is kept as an exported model."""
         name = f"adversary, λ {strength:g}"
-        path = self.kept.folder / f"adversary-{strength:g}.safetensors"
+        path = self.kept.path(self._of_adversary(strength)).with_suffix(".safetensors")
         if not path.exists():
-            params = self._fit(name, Adversary(strength), self.model, self.exported.params)
+            params = self._fit(
+                name,
+                Adversary(strength),
+                self.model,
+                base=self._answers,
+                epochs=self.adversary_epochs,
+                select="least_loss",
+            )
             config = dataclasses.replace(self.config, name=f"{self.config.name}-{path.stem}")
             export_model(path, params, config, self.exported.vocabulary)
         return load_model(path).params
+
+    def _of_adversary(self, strength: float) -> str:
+        return f"adversary {strength:g} {self.adversary_epochs} epochs"
 
     def _far(self, strength: float) -> list[Any]:
         name, params = f"adversary, λ {strength:g}", self._adversary(strength)

@@ -94,7 +94,8 @@ def fraction_to_flip(
     """Returns the least share of the tokens, top first, without which the answer is the other one.
 
     Tried are `grid` shares, each rounded up to whole tokens; 1 if none does. Serrano and Smith,
-    2019, arXiv:1906.03731, section 3.3.
+    2019, arXiv:1906.03731, section 3.3. Deviation: tokens are deleted, where they set attention
+    weights to zero.
     """
     places, own = rank(scores, lengths), jnp.maximum(lengths, 1)
     answer = model(params, tokens, lengths).logits > 0

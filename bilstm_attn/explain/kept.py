@@ -17,13 +17,17 @@ class Kept:
         self.folder = folder
         self.seconds: dict[str, float] = {}  # that each piece took
 
+    def path(self, name: str) -> Path:
+        """Returns where a piece is kept."""
+        return self.folder / f"{name.replace(' ', '-')}.json"
+
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
         """Returns the piece called `name`, which `make` makes if it is not there yet.
 
         Raises:
           UserError: the piece is damaged.
         """
-        path, begun = self.folder / f"{name.replace(' ', '-')}.json", time.perf_counter()
+        path, begun = self.path(name), time.perf_counter()
         if not path.exists():
             found = make()
             piece = {"seconds": time.perf_counter() - begun, "found": found}

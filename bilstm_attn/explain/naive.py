@@ -61,6 +61,8 @@ class Naive:
             among = [jensen_shannon(one[0], other[0]) for one in judged for other in judged]
             return sum(alone, jnp.zeros(())) - sum(among, jnp.zeros(())) / len(among)
 
+        self._descent = optax.chain(scale_by_amsgrad(), optax.scale_by_learning_rate(LEARNING_RATE))
+        self._update = jax.jit(self._descent.update)
         self._judge, self._gradient = jax.jit(judge), jax.jit(jax.grad(loss))
 
     def logit(self, ids: Ids) -> float:
@@ -96,11 +98,10 @@ class Naive:
         attended = self._encode(self.params, *self._padded(ids))
         given = jax.nn.sigmoid(self._decide(self.params, *attended)[0])
         mask = jnp.arange(self.max_tokens)[:, None] < len(ids)
-        descent = optax.chain(scale_by_amsgrad(), optax.scale_by_learning_rate(LEARNING_RATE))
-        update, found = jax.jit(descent.update), jnp.asarray(scores)
-        moments = descent.init(found)
+        found = jnp.asarray(scores)
+        moments = self._descent.init(found)
         for _ in range(steps):
-            moves, moments = update(
+            moves, moments = self._update(
                 self._gradient(found, self.params, attended, given, mask), moments
             )
             found = found + moves

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from bilstm_attn.explain.attribution import Attribution
 from bilstm_attn.explain.page import label_of
 from bilstm_attn.explain.reviews import Explained
+from bilstm_attn.terminal import shades_of
 
 COLUMNS = 100  # characters a line
 COLOURS = {"for": "#2166ac", "against": "#d97100", "size": "#7851a9"}  # told apart by all eyes
@@ -54,17 +55,14 @@ def draw_reviews(
     top = 0.0
     for (title, words, weights, signed), lines in zip(blocks, layouts, strict=True):
         axes.text(0, top + 0.5, title, fontsize=9, weight="bold", va="center", parse_math=False)
-        most = max((abs(weight) for weight in weights), default=0)
+        shades = shades_of(weights.tolist(), signed=signed)
         for number, line in enumerate(lines, start=1):
             left = 0
             for at in line:
-                share = abs(weights[at]) / most if most > 0 else 0
                 colour = COLOURS["size" if not signed else "for" if weights[at] > 0 else "against"]
-                size = len(words[at])
-                box = Rectangle(
-                    (left, top + number + 0.05), size, 0.9, color=colour, alpha=0.7 * share, lw=0
-                )
-                axes.add_patch(box)
+                size, alpha = len(words[at]), 0.7 * shades[at]
+                corner = left, top + number + 0.05
+                axes.add_patch(Rectangle(corner, size, 0.9, color=colour, alpha=alpha, lw=0))
                 axes.text(left, top + number + 0.5, words[at], **mono)
                 left += size + 1
         top += len(lines) + 2

@@ -18,6 +18,7 @@ from bilstm_attn.metrics import accuracy, roc_auc
 
 MOST = math.log(2)  # of a Jensen-Shannon divergence, in nats
 CLASSES = (("negative", "tab:orange"), ("positive", "tab:blue"))
+EVEN = "even attention"  # of the models trained beside one
 BINS = 4  # of the greatest attention weight, as in Jain and Wallace, 2019
 
 SOURCE = (
@@ -218,9 +219,11 @@ def headline(examined: Examined) -> dict[str, str]:
 def _short(value: float) -> str:
     """Returns it as the published figures are written.
 
-    >>> _short(0.4372), _short(-0.061)
-    ('.437', '-.061')
+    >>> _short(0.4372), _short(-0.061), _short(math.nan)
+    ('.437', '-.061', '–')
     """
+    if math.isnan(value):
+        return "–"
     return ("-" if value < 0 else "") + f"{abs(value):.3f}".removeprefix("0")
 
 
@@ -275,6 +278,13 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
                 for each in trained
             ]
             lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
+            changes = {each.name: each.change for each in trained}
+            if one.trade_off and min(each.change for _, each in one.trade_off) > changes[EVEN]:
+                lines += [
+                    "",
+                    "No adversary answers as the model does, not even as nearly as one with even "
+                    "attention; the perceptron is under the attention of the nearest.",
+                ]
         lines += _times(one)
     return "\n".join(lines) + "\n"
 
@@ -350,11 +360,8 @@ def _times(examined: Examined) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
+    top, *below = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *rows))
+    return [f"| {top} |", "|---" * len(head) + "|", *(f"| {line} |" for line in below)]
 
 
 STYLE = """
@@ -370,7 +377,7 @@ img { max-width: 100%; background: #fff; border-radius: 6px; }
 
 def as_html(text: str, figures: dict[str, dict[str, bytes]]) -> str:
     """Returns the report's Markdown as one HTML file, its pictures in it."""
-    body = MarkdownIt().enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for number, drawn in enumerate(figures.values(), 1):
         for figure, data in drawn.items():
             inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"

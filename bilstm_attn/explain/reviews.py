@@ -192,9 +192,10 @@ def disagreement(weights: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarr
     """Returns `1 - mean over pairs of Kendall's tau` between sizes of weights `[n t]`, a review.
 
     Not a number for a review of one token, or a single attribution. Even weights, which have no
-    order, are left out.
+    order, are left out of a review's mean.
     """
     pairs = itertools.combinations([np.abs(each) for each in weights], 2)
     taus = [kendall(one, two, lengths).taus for one, two in pairs]
-    taus = [tau for tau in taus if not np.isnan(tau).all()]  # one of even weights agrees with none
-    return 1 - np.mean(taus, axis=0) if taus else np.full(len(lengths), np.nan)
+    counts = np.sum([~np.isnan(tau) for tau in taus], axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where there is no tau
+        return 1 - np.sum([np.zeros(len(lengths)), *map(np.nan_to_num, taus)], axis=0) / counts

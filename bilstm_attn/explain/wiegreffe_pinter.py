@@ -8,24 +8,25 @@ an adversary of it.
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bilstm_attn.config import Config
-from bilstm_attn.data.batches import Examples, plan_epoch, read_batch
+from bilstm_attn.data.batches import BatchPlan, Examples, plan_epoch, read_batch
 from bilstm_attn.dropout import stream
+from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import Attributed
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective, cross_entropy, labelled
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.sharding import place_rows, place_whole
-from bilstm_attn.train_step import TrainState, initial_params, make_train_step, zero_sums
+from bilstm_attn.train_step import Groups, initial_state, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Sums, Tokens, Weights
 from bilstm_attn.vectors import WordVectors
 
@@ -38,20 +39,23 @@ def divergence(weights: Attributed, others: Attributed) -> Float[Array, " b"]:
     return (weights * ratio).sum(axis=1)
 
 
+class Base(NamedTuple):
+    """What the base says of the reviews that others are trained on: of each, or of a batch's."""
+
+    logits: Float[np.ndarray | Array, " b"]
+    weights: Float[np.ndarray | Array, "b t"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Labels(Objective):
-    """Cross-entropy of `params["own"]`; under the attention of `params["base"]` if guided."""
+    """Cross-entropy; under the attention of the base if guided."""
 
-    guide: Model | None = None
-    """The model whose attention is imposed, of the same words."""
+    guided: bool = False
 
     def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
         """Returns the sums of cross-entropy, of right answers and of weights."""
-        imposed = None
-        if self.guide is not None:
-            base = lax.stop_gradient(params["base"])
-            imposed = self.guide(base, batch.tokens, batch.length).weights.T
-        logits = logits_under(model, params["own"], batch.tokens, batch.length, imposed, keys)
+        imposed = batch.beside.weights.T if self.guided else None
+        logits = logits_under(model, params, batch.tokens, batch.length, imposed, keys)
         weight, right = labelled(batch), (logits > 0) == (batch.label == 1)
         loss = (weight * cross_entropy(logits, batch.label)).sum()
         return Sums(loss, (weight * right).sum(), weight.sum())
@@ -77,17 +81,14 @@ class Adversary(Objective):
     """`|p - p_base| - strength KL(alpha || alpha_base)`: the base's answers, other attention.
 
     Eq. 2 there, with the total variation distance of two answers, `|p - p_base|`. Deviation: their
-    code takes half of it, so that a strength here is twice theirs. Their adversaries train for up
-    to 80 epochs, and the one with the least training loss is taken; here the last of as many epochs
-    as `fit` is told.
+    code takes half of it, so that a strength here is twice theirs.
     """
 
     strength: float
 
     def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
         """Returns the sums of this loss, of answers like the base's, and of weights."""
-        own = model(params["own"], batch.tokens, batch.length, keys)
-        base = model(lax.stop_gradient(params["base"]), batch.tokens, batch.length)
+        own, base = model(params, batch.tokens, batch.length, keys), batch.beside
         change = jnp.abs(jax.nn.sigmoid(own.logits) - jax.nn.sigmoid(base.logits))
         apart = divergence(own.weights, base.weights)
         weight, same = batch.weight, (own.logits > 0) == (base.logits > 0)
@@ -98,62 +99,67 @@ class Adversary(Objective):
 def fit(
     objective: Objective,
     model: Model,
-    base: Params,
     examples: Examples,
     config: Config,
     mesh: Mesh,
     bar: Callable[[str, int], Any],
     *,
     epochs: int,
+    base: Base | None = None,
     frozen: Collection[str] = (),
     vectors: WordVectors | None = None,
+    select: Literal["last", "least_loss"] = "last",
 ) -> Params:
     """Returns parameters of `model`, trained from scratch by the config's optimiser and order.
 
     Args:
-      objective: of `{"own": params, "base": base}`.
-      base: parameters that stay as they are, or nothing.
+      base: what the objective is told of the examples, `[n]` and `[n t]`, beside their labels.
       frozen: names of parameters that keep their initial values, such as `attention`.
       vectors: what words start with.
+      select: which epoch's parameters; the least loss is of the training reviews, as in their code.
+
+    Raises:
+      UserError: the loss is not finite.
     """
-    key = jax.random.key(config.seed)
+
+    def still(params: Params) -> dict[str, bool]:
+        return {name: name in frozen for name in params}
+
     steps = -(-examples.size // config.data.batch_size)
-    optimizer = _of_own(make_optimizer(config.optim, steps * epochs), frozen)
-    own = initial_params(model, config.seed, vectors)
-    params = {"own": own, "base": jax.tree.map(jnp.copy, base)}  # the step uses its arguments up
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums())
-    state = place_whole(state, mesh)
+    optimizer = optax.chain(
+        make_optimizer(config.optim, steps * epochs),
+        optax.masked(optax.set_to_zero(), still),
+    )
+    state = place_whole(initial_state(model, optimizer, config.seed, vectors), mesh)
     step = make_train_step(model, objective, optimizer, mesh)
-    noise = place_whole(stream(key, "dropout"), mesh)
+    noise = place_whole(stream(jax.random.key(config.seed), "dropout"), mesh)
+    least, chosen = np.inf, jax.device_get(state.params)
     for epoch in range(epochs):
         with bar(f"epoch {epoch + 1}/{epochs}", examples.size) as drawn:
             for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch):
-                groups = place_rows(read_batch(examples, plan, config.data), mesh)
-                state, sums = step(state, groups, noise)
+                groups = read_batch(examples, plan, config.data)
+                if base is not None:
+                    groups = tell(groups, plan, base)
+                state, sums = step(state, place_rows(groups, mesh), noise)
                 # Were many steps under way, devices of a CPU would wait for each other for good.
                 jax.block_until_ready(sums)
                 drawn.advance(plan.size)
-    return jax.device_put(jax.device_get(state.params["own"]))
+        loss = float(state.sums.loss / state.sums.weight)
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the loss of a model trained beside the run is not finite in epoch {epoch + 1}; "
+                "give --epochs 0, or a run with a lower --optim.learning-rate"
+            )
+        if select == "last" or loss < least:
+            least, chosen = loss, jax.device_get(state.params)
+        state = state._replace(sums=place_whole(zero_sums(), mesh))
+    return jax.device_put(chosen)
 
 
-def _of_own(
-    inner: optax.GradientTransformation, frozen: Collection[str]
-) -> optax.GradientTransformation:
-    """Returns the optimiser that moves `own` alone, without what is frozen."""
-
-    def init(params: Params) -> optax.OptState:
-        return inner.init(params["own"])
-
-    def update(
-        updates: Params, state: optax.OptState, params: Params | None = None
-    ) -> tuple[Params, optax.OptState]:
-        assert params is not None
-        moves: Params
-        moves, state = inner.update(updates["own"], state, params["own"])
-        moves = {
-            name: jax.tree.map(jnp.zeros_like, move) if name in frozen else move
-            for name, move in moves.items()
-        }
-        return {"own": moves, "base": jax.tree.map(jnp.zeros_like, params["base"])}, state
-
-    return optax.GradientTransformation(init, update)
+def tell(groups: Groups, plan: BatchPlan, base: Base) -> Groups:
+    """Returns a batch's groups with what the base says of their rows."""
+    slots = np.split(plan.slots, len(groups))
+    return tuple(
+        group._replace(beside=Base(base.logits[rows], base.weights[rows, : group.tokens.shape[1]]))
+        for group, rows in zip(groups, slots, strict=True)
+    )
