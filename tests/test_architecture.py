@@ -69,6 +69,8 @@ ROOMS = [
     "explain.examine",
     "explain.report",
     "explain.kept",
+    "explain.subject",
+    "explain.companions",
     "explain.examination",
     "benchmark.peer",
     "benchmark.ours",

@@ -17,12 +17,13 @@ from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.dropout import stream
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.examination import furthest, take
+from bilstm_attn.explain.companions import furthest
 from bilstm_attn.explain.examine import Examiner, examine_attention, examine_attributions
 from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import Naive
 from bilstm_attn.explain.report import PUBLISHED, Trained, as_html
+from bilstm_attn.explain.subject import take
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.terminal import Show
 
