@@ -15,14 +15,20 @@ from tiny import error_of, script, tiny_run, train
 from bilstm_attn.checkpoint import load_model
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.dropout import stream
-from bilstm_attn.explain.agreement import kendall
+from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.explain.companions import furthest
-from bilstm_attn.explain.examine import Examiner, examine_attention, examine_attributions
+from bilstm_attn.explain.examine import (
+    Attributions,
+    Examiner,
+    JainWallace,
+    examine_attention,
+    examine_attributions,
+)
 from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import Naive
-from bilstm_attn.explain.report import PUBLISHED, Trained, as_html
+from bilstm_attn.explain.report import EVEN, PUBLISHED, Examined, Trained, as_html, markdown
 from bilstm_attn.explain.subject import take
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.terminal import Show
@@ -178,6 +184,26 @@ def test_with_no_epochs_nothing_is_trained_beside_it(examined, tmp_path, capsys)
     report = (tmp_path / "own" / "report" / "report.md").read_text()
     assert "the recipe's seed1" in report  # which is compared all the same
     assert "adversary, λ" not in report
+
+
+def test_adversaries_that_answer_unlike_the_base_are_said_to():
+    numbers, one = np.array([0.5]), Agreement(np.array([np.nan]), np.array([np.nan]))
+    pairs = ("attention, gradient", "attention, leave one out", "gradient, leave one out")
+    alike = dict.fromkeys(pairs, one)
+    attention = JainWallace(numbers, numbers, numbers, numbers, alike, {})
+    nothing = Attributions(1, {}, {}, (0.0, 0.0))
+
+    def report(change: float) -> str:
+        trade_off = [(0.0, Trained("adversary, λ 0", 0.6, change, [0.3]))]
+        even = Trained(EVEN, 0.9, 0.1, [0.2])
+        seconds = {"attention": 1.0, "attributions 1": 2.0}
+        of_one = np.array([1]), attention, nothing, {}, [even], trade_off, seconds
+        return markdown([Examined("a|b", "about", *of_one)], {"a|b": {}})
+
+    said = "No adversary answers as the model does"
+    assert said in report(0.4)
+    assert said not in report(0.05)
+    assert "| published | a\\|b |" in report(0.4)
 
 
 def test_markup_in_a_name_is_text():

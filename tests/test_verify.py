@@ -60,6 +60,7 @@ def test_recorded_devices_and_backend_that_are_not_here_are_named(own, capsys):
         (lambda run: run.config_file.unlink(), "is not a run's folder"),
         (lambda run: change_environment(run, data_sha256="0"), "was trained on other data"),
         (lambda run: run.environment_file.write_text("{"), "environment.json is damaged"),
+        (lambda run: run.environment_file.unlink(), "has no record of the versions, devices"),
     ],
 )
 def test_run_that_cannot_be_verified_is_one_line(own, damage, says):
