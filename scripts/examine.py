@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -32,6 +32,8 @@ class Arguments:
     """Of the models trained beside each run, as many as its own by default; 0 trains none."""
     adversary_epochs: int | None = None
     """Of the trained adversaries, as --epochs by default; theirs had up to 80."""
+    adversary_start: Literal["base", "random"] = "base"
+    """Whether they begin as the run's model, but for its attention, or as the paper's at random."""
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"

@@ -73,7 +73,7 @@ def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
     found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
     # The other seed's piece is of its model, whose digest ends the name.
-    ending = "(seed1|perceptron-of-adversary)-.*|-1-epochs"
+    ending = "(seed1|perceptron-of-adversary)-.*|(-from-base)?-1-epochs"
     return {re.sub(ending, r"\1", name): piece for name, piece in found.items()}
 
 
@@ -152,8 +152,8 @@ def test_what_is_kept_is_not_asked_again(examined, tmp_path, capsys):
 def test_adversaries_are_kept_as_models(examined):
     (own,) = (tiny_run(examined).folder / "examination").iterdir()
     for strength in ("0", "0.1"):
-        kept_one = load_model(own / f"adversary-{strength}-1-epochs.safetensors")
-        assert kept_one.config.name == f"tiny-adversary-{strength}-1-epochs"
+        kept_one = load_model(own / f"adversary-{strength}-from-base-1-epochs.safetensors")
+        assert kept_one.config.name == f"tiny-adversary-{strength}-from-base-1-epochs"
 
 
 def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
@@ -172,7 +172,7 @@ def test_companions_of_other_epochs_leave_the_rest_as_it_is(examined, tmp_path, 
     said = capsys.readouterr().out
     assert "training adversary, λ 0" in said
     assert said.count("training ") == 2  # and the perceptron under its attention
-    assert "of adversaries: 2" in (tmp_path / "own" / "report" / "report.md").read_text()
+    assert "of adversaries: 2, from base" in (tmp_path / "own" / "report" / "report.md").read_text()
 
 
 @pytest.mark.slow

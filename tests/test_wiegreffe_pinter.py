@@ -167,6 +167,18 @@ class Rising(Objective):
         return Sums(weight * (2 * lax.stop_gradient(size) - size), weight, weight)
 
 
+def test_parts_begin_as_they_are_given():
+    made = planted()
+    given = Labels(), made.model, made.training, CONFIG, made.mesh, bar
+    start = {name: part for name, part in made.params.items() if name != "attention"}
+    random, begun = fit(*given, epochs=0), fit(*given, epochs=0, start=start)
+    jax.tree.map(
+        np.testing.assert_array_equal, begun, made.params | {"attention": random["attention"]}
+    )
+    fit(*given, epochs=1, start=start)
+    assert np.isfinite(made.params["embedding"]).all()  # and is not used up
+
+
 def test_epoch_of_the_least_loss_is_taken_if_asked_for():
     made = planted()
     given = Rising(), made.model, made.training, CONFIG, made.mesh, bar

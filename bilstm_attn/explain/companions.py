@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from bilstm_attn.session import make_member, split_examples
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 from bilstm_attn.vectors import require_digest
 
+AdversaryStart = Literal["base", "random"]
 TradeOff = Sequence[tuple[float, Trained]]  # adversaries by their strength, rising
 
 
@@ -73,6 +74,7 @@ class Companions:
     subject: Subject
     epochs: int
     adversary_epochs: int
+    adversary_start: AdversaryStart
 
     def labelled(self) -> list[Trained]:
         """Returns models trained on the labels: with other attention, or without a recurrence."""
@@ -147,6 +149,7 @@ class Companions:
                 f"adversary, λ {strength:g}",
                 Adversary(strength),
                 subject.model,
+                start=self._start(),
                 base=self._answers,
                 epochs=self.adversary_epochs,
                 select="least_loss",
@@ -155,8 +158,22 @@ class Companions:
             export_model(path, params, config, subject.exported.vocabulary)
         return load_model(path).params
 
+    def _start(self) -> Params:
+        """Returns what adversaries begin with: nothing, or the base's but for its attention.
+
+        Deviation from Wiegreffe and Pinter, whose adversaries begin at random and train for up to
+        80 epochs: where the answers are wrong and certain, their loss has next to no gradient, and
+        few epochs may end there (README). Attention without parameters could not begin anew, and
+        at the base itself the loss has no gradient at all.
+        """
+        params = self.subject.exported.params
+        if self.adversary_start == "random" or not params.get("attention"):
+            return {}
+        return {name: part for name, part in params.items() if name != "attention"}
+
     def _name(self, strength: float) -> str:
-        return f"adversary {strength:g} {self.adversary_epochs} epochs"
+        begun = f"from {self.adversary_start} {self.adversary_epochs} epochs"
+        return f"adversary {strength:g} {begun}"
 
     def _kept(self, name: str, judge: Callable[[], list[Any]]) -> Trained:
         return Trained(*self.subject.kept(f"{name} {self.epochs} epochs", judge))

@@ -16,7 +16,13 @@ from bilstm_attn.config import BackendChoice, require, require_seed
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.companions import Companions, TradeOff, furthest, other_seeds
+from bilstm_attn.explain.companions import (
+    AdversaryStart,
+    Companions,
+    TradeOff,
+    furthest,
+    other_seeds,
+)
 from bilstm_attn.explain.examine import (
     Attributions,
     JainWallace,
@@ -50,6 +56,7 @@ def run_examination(
     strengths: Sequence[float],
     epochs: int | None,
     adversary_epochs: int | None,
+    adversary_start: AdversaryStart,
     places: DataPlaces,
     devices: int | None,
     backend: BackendChoice,
@@ -104,7 +111,7 @@ def run_examination(
         kept = Kept(run.folder / "examination" / setting)
         subject = Subject(run, exported, tokens, model, take(whole, drawn), mesh, show, kept)
         number = exported.config.train.epochs if epochs is None else epochs
-        companions = Companions(subject, number, adversary_epochs or number)
+        companions = Companions(subject, number, adversary_epochs or number, adversary_start)
         about = (
             f"seed {exported.config.seed}, on {len(drawn):,} test reviews of "
             f"{exported.config.data.dataset}, drawn with seed {seed}"
@@ -112,7 +119,7 @@ def run_examination(
         if number:
             about += f"; epochs of models trained beside it: {number}"
         if number and strengths:
-            about += f", of adversaries: {companions.adversary_epochs}"
+            about += f", of adversaries: {companions.adversary_epochs}, from {adversary_start}"
         few_of_them = np.sort(random_numbers(seed, "few").permutation(len(drawn))[:few])
         found.append(examine(subject, companions, strengths, few_of_them, about))
     write_report(found, out)

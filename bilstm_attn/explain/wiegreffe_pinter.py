@@ -1,9 +1,9 @@
 """Can other attention be trained to the same answers, and is a model's own any use elsewhere?
 
 Wiegreffe and Pinter, 2019, "Attention is not not explanation", arXiv:1908.04626, sections 3 and 4.
-Models are trained here from scratch, on the reviews that the model in question, the *base*, was
-trained on: with even or untrained attention, as a perceptron guided by the base's attention, or as
-an adversary of it.
+Models are trained here on the reviews that the model in question, the *base*, was trained on: with
+even or untrained attention, as a perceptron guided by the base's attention, or as an adversary of
+it.
 """
 
 import dataclasses
@@ -105,14 +105,16 @@ def fit(
     bar: Callable[[str, int], Any],
     *,
     epochs: int,
+    start: Params | None = None,
     base: Base | None = None,
     frozen: Collection[str] = (),
     vectors: WordVectors | None = None,
     select: Literal["last", "least_loss"] = "last",
 ) -> Params:
-    """Returns parameters of `model`, trained from scratch by the config's optimiser and order.
+    """Returns parameters of `model`, trained by the config's optimiser, in an order of its seed.
 
     Args:
+      start: parameters to begin with, by the names of the model's parts; the others are random.
       base: what the objective is told of the examples, `[n]` and `[n t]`, beside their labels.
       frozen: names of parameters that keep their initial values, such as `attention`.
       vectors: what words start with.
@@ -130,7 +132,10 @@ def fit(
         make_optimizer(config.optim, steps * epochs),
         optax.masked(optax.set_to_zero(), still),
     )
-    state = place_whole(initial_state(model, optimizer, config.seed, vectors), mesh)
+    state = initial_state(model, optimizer, config.seed, vectors)
+    # A copy, since the step uses its arguments up.
+    state = state._replace(params=state.params | jax.tree.map(jnp.copy, start or {}))
+    state = place_whole(state, mesh)
     step = make_train_step(model, objective, optimizer, mesh)
     noise = place_whole(stream(jax.random.key(config.seed), "dropout"), mesh)
     least, chosen = np.inf, jax.device_get(state.params)
