@@ -128,12 +128,12 @@ def draw_trade_off(examined: Examined) -> bytes:
             color="tab:purple",
             label="trained adversary",
         )
-        for strength, one in examined.trade_off:
+        for number, (strength, one) in enumerate(examined.trade_off):
             axes.annotate(
                 f"λ {strength:g}",
                 (one.divergence, one.change),
                 textcoords="offset points",
-                xytext=(5, 4),
+                xytext=(5, -12 if number % 2 else 5),  # since some lie beside each other
                 fontsize=8,
             )
         seeds, names = examined.seeds, [one.name for one in examined.seeds]
@@ -148,7 +148,7 @@ def draw_trade_off(examined: Examined) -> bytes:
         ]
         for one, marker in zip(others, itertools.cycle("sD*Pph"), strict=False):
             axes.plot([one.divergence], [one.change], marker, label=one.name)
-        axes.set(xlim=(0, MOST), ylim=(0, None))
+        axes.set(xlim=(-0.01, MOST + 0.07), ylim=(0, None))
         axes.set(
             xlabel="mean JSD of attention from the base's, nats (at most 0.693)",
             ylabel="mean change of the probability",
