@@ -18,6 +18,8 @@ from bilstm_attn.benchmark.worker import Work, load_work, make_params, save_work
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.types import Batch
 
+pytestmark = pytest.mark.slow
+
 benchmark = script("benchmark")
 LENGTHS = np.array([9, 1, 4, 9])
 SETTING = Setting(ModelConfig(), rows=4)

@@ -18,6 +18,8 @@ from bilstm_attn import cluster
 from bilstm_attn.process import Processes
 from bilstm_attn.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def same_to_rounding(together: Run, alone: Run) -> None:
     # Sums over processes have another order: a rounding or two of float32 a step.

@@ -209,6 +209,7 @@ def test_derivatives_it_has_not_are_errors():
 # Built, or not
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_leave_one_library(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native, "FLAGS", ("-O0", "-std=c++17", "-shared", "-fPIC"))  # soon done

@@ -30,6 +30,7 @@ def records(run, kind):
     return [record for record in run.records() if record["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monkeypatch):
     measured = []
 
@@ -114,6 +115,7 @@ def test_chosen_epoch_is_the_first_of_the_best_or_the_last():
     assert chosen("last") == 3
 
 
+@pytest.mark.slow
 def test_data_of_another_digest_are_not_trained_on(empty):
     assert train(empty) == 0
     run = Run(empty / "runs" / "quickstart" / "seed0")

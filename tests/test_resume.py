@@ -79,6 +79,7 @@ def test_interrupted_run_continues_to_the_same_bits(
     same_but_for_time(tiny_run(empty), tiny_run(done))
 
 
+@pytest.mark.slow
 def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     done, empty, monkeypatch, capsys
 ):
@@ -91,6 +92,7 @@ def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     same_but_for_time(tiny_run(empty), tiny_run(done))
 
 
+@pytest.mark.slow
 def test_killed_run_continues_from_its_last_epoch_to_the_same_bits(done, empty, monkeypatch):
     with monkeypatch.context() as patch:
         at_batch(patch, 9, kill)
@@ -110,6 +112,7 @@ def test_finished_run_continued_changes_nothing(own, done, capsys):
     same_but_for_time(tiny_run(own), tiny_run(done))
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_and_reaches_the_same_bits(own, done, capsys):
     flip(tiny_run(own).checkpoints / "12" / "state" / "manifest.ocdbt", 50)
     assert train(own, "--name", "tiny", "--resume") == 0
@@ -132,6 +135,7 @@ def test_checkpoints_all_damaged_are_one_error_and_the_model_stays(own):
     assert (run.model.read_bytes(), run.metrics_file.read_bytes()) == (model, metrics)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_model_is_named_and_not_read(own, empty):
     assert train(empty, "--name", "other", model__hidden_size=2) == 0
     run = tiny_run(own)
@@ -156,6 +160,7 @@ def test_run_that_exists_is_left_as_it_is(own, words, says):
     assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_mistake_in_the_data_does_not_take_the_runs_name(empty):
     too_many = ["--name", "again", "--data.validation-reviews", "60"]
     assert "ask for 61; lower one of them" in error_of(train, empty, *too_many)
@@ -165,6 +170,7 @@ def test_mistake_in_the_data_does_not_take_the_runs_name(empty):
 # Full disks and losses that are not finite
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_keeps_the_checkpoint_before(done, empty, monkeypatch):
     with monkeypatch.context() as patch:
         save = checkpoint.Checkpoints.save
@@ -203,6 +209,7 @@ def test_full_disk_while_exporting_keeps_the_model_before(own, monkeypatch):
     assert sorted(path.name for path in run.folder.iterdir() if "partial" in path.name) == []
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(own, done, monkeypatch):
     run = tiny_run(own)
     shutil.rmtree(run.checkpoints / "12")
@@ -225,6 +232,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(own, d
     same_but_for_time(run, tiny_run(done))
 
 
+@pytest.mark.slow
 def test_learning_rate_far_too_high_exports_no_epoch_and_says_the_step(empty):
     # One step an epoch: nothing in its loss or gradient shows what the step made of the parameters.
     fields = {"optim__learning_rate": 1e38, "data__batch_size": 48, "model__dense_size": 16}

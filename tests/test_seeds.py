@@ -12,6 +12,8 @@ from tiny import error_of, train
 from bilstm_attn.checkpoint import Checkpoints
 from bilstm_attn.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def runs(folder, name="tiny", seeds=3) -> list[Run]:
     return [Run(folder / "runs" / name / f"seed{seed}") for seed in range(seeds)]

@@ -98,6 +98,7 @@ def first_batches(data, seed=0):
     return [read_batch(EXAMPLES, plan, data) for plan in plans]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_device_equals_several_for_every_objective(objective):
     for devices in (2, 4):
@@ -136,6 +137,7 @@ def assert_devices_agree(devices, **given):
     np.testing.assert_allclose(of_one, of_several, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_gradient_of_rows_runs_under_pmap_as_under_shard_map(on_cpu):

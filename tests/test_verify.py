@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny import error_of, script, tiny_run
 
+pytestmark = pytest.mark.slow
+
 
 def verify(own) -> int:
     return script("train")("--verify", tiny_run(own).folder, "--cache", own / "cache")

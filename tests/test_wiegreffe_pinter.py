@@ -167,6 +167,7 @@ class Rising(Objective):
         return Sums(weight * (2 * lax.stop_gradient(size) - size), weight, weight)
 
 
+@pytest.mark.slow
 def test_parts_begin_as_they_are_given():
     made = planted()
     given = Labels(), made.model, made.training, CONFIG, made.mesh, bar
@@ -179,6 +180,7 @@ def test_parts_begin_as_they_are_given():
     assert np.isfinite(made.params["embedding"]).all()  # and is not used up
 
 
+@pytest.mark.slow
 def test_epoch_of_the_least_loss_is_taken_if_asked_for():
     made = planted()
     given = Rising(), made.model, made.training, CONFIG, made.mesh, bar
@@ -188,6 +190,7 @@ def test_epoch_of_the_least_loss_is_taken_if_asked_for():
     np.testing.assert_array_equal(least, first)
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number_is_a_line():
     made = planted()
     said = base()._replace(logits=np.full(made.training.size, np.nan, np.float32))
