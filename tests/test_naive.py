@@ -19,6 +19,8 @@ from bilstm_attn.explain.jain_wallace import (
 )
 from bilstm_attn.explain.naive import Naive, time_naive
 
+pytestmark = pytest.mark.slow
+
 ROWS = (0, 3)  # of six and of four tokens
 IDS = [np.asarray(TOKENS[row, : LENGTHS[row]]) for row in ROWS]
 

@@ -16,6 +16,8 @@ from bilstm_attn.encoder import Bidirectional
 from bilstm_attn.kernels import pallas, pallas_tpu
 from bilstm_attn.terminal import Show
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["gpu", "tpu"])
 def device(request, monkeypatch):
