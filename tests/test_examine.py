@@ -31,6 +31,7 @@ from bilstm_attn.explain.naive import Naive
 from bilstm_attn.explain.report import EVEN, PUBLISHED, Examined, Trained, as_html, markdown
 from bilstm_attn.explain.subject import take
 from bilstm_attn.metrics import sigmoid
+from bilstm_attn.run import Run
 from bilstm_attn.terminal import Show
 
 examine = script("examine")
@@ -40,6 +41,7 @@ PIECES = {
     "attributions-5",
     "naive",
     "the-recipe's-seed1",
+    "the-recipe's-seed2",
     "even-attention",
     "frozen-attention",
     "perceptron,-even-attention",
@@ -53,10 +55,10 @@ PIECES = {
 
 @pytest.fixture(scope="module")
 def examined(done, tmp_path_factory):
-    """A folder with a run of two seeds, one of which was examined; copy before changing it."""
+    """A folder with a run of three seeds, one of which was examined; copy before changing it."""
     folder = tmp_path_factory.mktemp("examined")
     (folder / "cache").symlink_to(done / "cache")
-    for seed in range(2):
+    for seed in range(3):
         fields = {"data__dataset": "imdb", "train__epochs": 1, "model__dense_size": 0}
         assert train(folder, "--name", "tiny", "--seed", seed, **fields) == 0
     assert call(folder) == 0
@@ -72,8 +74,8 @@ def call(folder, *more):
 def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
     found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
-    # The other seed's piece is of its model, whose digest ends the name.
-    ending = "(seed1|perceptron-of-adversary)-.*|(-from-base)?-1-epochs"
+    # Another seed's piece is of its model, whose digest ends the name.
+    ending = "(seed.|perceptron-of-adversary)-.*|(-from-base)?-1-epochs"
     return {re.sub(ending, r"\1", name): piece for name, piece in found.items()}
 
 
@@ -125,10 +127,28 @@ def test_report_says_what_was_found(examined):
 @pytest.mark.slow
 def test_reviews_asked_about_are_those_drawn(examined):
     logits = np.array(kept(examined)["attention"]["logits"])
-    lines = tiny_run(examined).predictions("test").read_text().splitlines()
-    predicted = np.array([json.loads(line)["probability"] for line in lines])
-    drawn = np.sort(random_numbers(0, "examine").permutation(len(lines))[:REVIEWS])
-    np.testing.assert_allclose(sigmoid(logits), predicted[drawn], atol=1e-6)
+    np.testing.assert_allclose(sigmoid(logits), predicted(examined, 0), atol=1e-6)
+
+
+def run_of(folder, seed):
+    return Run(tiny_run(folder).folder.with_name(f"seed{seed}"))
+
+
+def predicted(folder, seed):
+    """The probabilities that the run itself wrote down, of the reviews asked about."""
+    text = run_of(folder, seed).predictions("test").read_text()
+    every = np.array([json.loads(line)["probability"] for line in text.splitlines()])
+    return every[np.sort(random_numbers(0, "examine").permutation(len(every))[:REVIEWS])]
+
+
+@pytest.mark.slow
+def test_seeds_asked_together_answer_as_each_did_in_words_of_its_own(examined):
+    own, pieces = predicted(examined, 0), kept(examined)
+    words = {seed: load_model(run_of(examined, seed).model).vocabulary.words for seed in (1, 2)}
+    assert words[1] != words[2]
+    for seed in words:
+        _, _, change, _ = pieces[f"the-recipe's-seed{seed}"]
+        assert change == pytest.approx(abs(predicted(examined, seed) - own).mean(), abs=2e-6)
 
 
 @pytest.mark.slow
@@ -230,7 +250,8 @@ def test_tau_of_one_token_is_no_number_and_counts_as_none():
 def test_seeds_of_another_config_are_left_out_and_said_to_be(examined, tmp_path, capsys):
     folder = tmp_path / "own"
     shutil.copytree(examined, folder, symlinks=True)
-    shutil.rmtree(folder / "runs" / "tiny" / "seed1")
+    for seed in (1, 2):
+        shutil.rmtree(run_of(folder, seed).folder)
     fields = {"data__dataset": "imdb", "train__epochs": 1, "model__dense_size": 3}
     assert train(folder, "--name", "tiny", "--seed", 1, **fields) == 0
     capsys.readouterr()

@@ -5,25 +5,28 @@ is kept beside the run.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
-from bilstm_attn.checkpoint import export_model, load_model
+from bilstm_attn.checkpoint import Exported, export_model, load_model
 from bilstm_attn.config import differences
 from bilstm_attn.errors import UserError
+from bilstm_attn.explain.attribution import Attributed
 from bilstm_attn.explain.examine import logits_and_attention
 from bilstm_attn.explain.report import EVEN, Trained
-from bilstm_attn.explain.subject import Subject, digest_of_model, take
+from bilstm_attn.explain.subject import Subject, digest_of_model
 from bilstm_attn.explain.wiegreffe_pinter import Adversary, Base, Labels, fit, logits_under
 from bilstm_attn.member import Member
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective
 from bilstm_attn.run import Run
-from bilstm_attn.session import make_member, split_examples
+from bilstm_attn.session import make_member
+from bilstm_attn.text import RESERVED
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 from bilstm_attn.vectors import require_digest
 
@@ -44,10 +47,10 @@ def furthest(trade_off: TradeOff, within: float) -> float:
 
 
 def other_seeds(subject: Subject) -> list[Trained]:
-    """Returns each finished run of the same recipe with another seed, which has its own words."""
-    own, found = subject.run.folder.resolve(), []
+    """Returns each finished run of the same recipe with another seed."""
+    own, others = subject.run.folder.resolve(), {}
     for folder in sorted(own.parent.glob("seed*")):
-        run, name = Run(folder), f"the recipe's {folder.name}"
+        run = Run(folder)
         if folder == own or not run.model.is_file():
             continue
         other = load_model(run.model)
@@ -55,16 +58,46 @@ def other_seeds(subject: Subject) -> list[Trained]:
         if differing := differences(alike, subject.config):
             subject.show.say(f"{folder} is left out, of another config ({differing[0]})")
             continue
+        others[f"the recipe's {folder.name} {digest_of_model(run)}"] = other
+    ask = cache(partial(ask_together, subject, others))
 
-        def judge(name: str = name, other: Any = other) -> list[Any]:
-            examples = split_examples(subject.tokens, "test", other.vocabulary, other.config)
-            chosen = take(examples, np.searchsorted(examples.rows, subject.examples.rows))
-            model = Model(other.config.model, other.vocabulary.size, subject.model.backend)
-            asking = subject.asking(model, other.params, chosen)
-            return subject.judge(name, *asking.ask(name, logits_and_attention))
+    def judge(kept: str) -> list[Any]:
+        return subject.judge(kept.rpartition(" ")[0], *ask()[kept])
 
-        found.append(Trained(*subject.kept(f"{name} {digest_of_model(run)}", judge)))
-    return found
+    return [Trained(*subject.kept(name, partial(judge, name))) for name in others]
+
+
+def ask_together(
+    subject: Subject, others: Mapping[str, Exported]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns what other models of the subject's kind say of its reviews: logits and attention.
+
+    One pass asks all of them, of the lexicon's words: each model has a table that makes them ids of
+    its own, and an embedding with as many rows as the largest.
+    """
+    lexicon = subject.tokens.lexicon()
+    rows = max(one.vocabulary.size for one in others.values())
+
+    def with_table(one: Exported) -> Params:
+        embedding = np.asarray(one.params["embedding"])
+        padded = np.pad(embedding, ((0, rows - len(embedding)), (0, 0)))
+        ids = np.concatenate([np.arange(RESERVED, dtype=np.int32), one.vocabulary.encode(lexicon)])
+        return {"model": one.params | {"embedding": padded}, "ids": ids}
+
+    def of_each(
+        model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
+    ) -> list[tuple[Logits, Attributed]]:
+        def of_one(one: Params) -> tuple[Logits, Attributed]:
+            return logits_and_attention(model, one["model"], one["ids"][tokens], lengths, keys)
+
+        return list(zip(*jax.vmap(of_one)(params), strict=True))
+
+    every = [with_table(one) for one in others.values()]
+    asking = subject.asking(
+        params=jax.tree.map(lambda *leaves: np.stack(leaves), *every),
+        examples=subject.examples._replace(ids=RESERVED + subject.tokens.split("test").words),
+    )
+    return dict(zip(others, asking.ask("other seeds", of_each), strict=True))
 
 
 @dataclasses.dataclass
