@@ -9,7 +9,9 @@ token may be attended to; batches are drawn at random.
 Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. They sum the loss over a
         batch where we take the mean, so the penalty and epsilon are their 1e-5 and 1e-8 by 32.
 Run:    python scripts/train.py jain_wallace
-Result: status: unmeasured
+Result: 88.93 % of the 21,731 test reviews of fewer than 400 words, after the first of eight epochs,
+        whose accuracy on the held-out ones was 90.20 % (of the others 84.62 to 88.50 %); seed 0;
+        109-211 s an epoch on two CPU cores (Intel Xeon) with the native kernel, other work beside.
 """
 
 from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

@@ -284,7 +284,10 @@ def found(attribution) -> float:
     return float((weights.argmax(axis=1) == made.places).mean())
 
 
-@pytest.mark.parametrize("name", ["leave_one_out", "integrated_gradients", "lime"])
+@pytest.mark.parametrize(
+    "name",
+    ["leave_one_out", "integrated_gradients", pytest.param("lime", marks=pytest.mark.slow)],
+)
 def test_planted_evidence_is_found(name):
     assert found(ATTRIBUTIONS[name]()) > 0.95
 

@@ -56,6 +56,7 @@ def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monk
     assert not np.array_equal(first.params["logit"]["bias"], last)
 
 
+@pytest.mark.slow
 def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monkeypatch):
     accuracies = iter([0.5, 0.9, 0.9, 0.4])
 

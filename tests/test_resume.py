@@ -63,7 +63,11 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(
     ("step", "number", "status"),
-    [(3, signal.SIGINT, 130), (6, signal.SIGTERM, 143), (8, signal.SIGTERM, 143)],
+    [
+        (3, signal.SIGINT, 130),
+        (6, signal.SIGTERM, 143),
+        pytest.param(8, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_run_continues_to_the_same_bits(
     done, empty, monkeypatch, capsys, step, number, status
