@@ -18,8 +18,8 @@ class Arguments:
 
     run: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs. Other seeds beside one are compared with it."""
-    out: Path = Path("docs/attention")
-    """Where the report goes."""
+    out: Path | None = None
+    """Where the report goes; None is RUN/attention, of the first."""
     limit: int = 4356
     """How many test reviews are asked about."""
     few: int = 512

@@ -74,9 +74,10 @@ def call(folder, *more):
 def kept(folder) -> dict:
     (own,) = (tiny_run(folder).folder / "examination").iterdir()
     found = {path.stem: json.loads(path.read_bytes())["found"] for path in own.glob("*.json")}
-    # Another seed's piece is of its model, whose digest ends the name.
-    ending = "(seed.|perceptron-of-adversary)-.*|(-from-base)?-1-epochs"
-    return {re.sub(ending, r"\1", name): piece for name, piece in found.items()}
+    # Another seed's piece is of its model, whose digest ends the name; that of attributions is of
+    # them and their options.
+    more = "(?<=seed.)-.*|(?<=perceptron-of-adversary)-.*|(-from-base)?-1-epochs|(?<=butions)-.{8}"
+    return {re.sub(more, "", name): piece for name, piece in found.items()}
 
 
 @pytest.mark.slow
@@ -364,7 +365,7 @@ def test_measures_of_faithfulness_are_each_their_own(asked):
         (["--epochs", "-1"], "--epochs must be at least 0, got -1"),
         (["--adversary-epochs", "0"], "--adversary-epochs must be above 0, got 0"),
         (["--strengths", "-1"], "--strengths must be finite and at least 0, got -1.0"),
-        ([], "unknown split of movie_reviews 'test'"),
+        ([], "movie_reviews has no test split to examine"),
     ],
 )
 def test_mistake_is_one_line(own, words, says):

@@ -1,19 +1,25 @@
 """Explanations: what the page holds, what a browser makes of it, and what is refused."""
 
 import base64
+import dataclasses
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from tiny import error_of, script, tiny, tiny_run, train
 
+from bilstm_attn.checkpoint import export_model, load_model
 from bilstm_attn.data import sources
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.page import make_page
-from bilstm_attn.explain.reviews import Explained, disagreement
+from bilstm_attn.explain.page import label_of, make_page
+from bilstm_attn.explain.reviews import Explained, disagreement, read_texts
+from bilstm_attn.model import Model
 from bilstm_attn.predict import Predictor
+from bilstm_attn.text import clip
 
 explain = script("explain")
 MARKUP = "brillo </script><script>alert(1)</script> <img src=x onerror=alert(2)> filmo & dregg"
@@ -48,6 +54,14 @@ def test_weights_of_the_page_are_the_models(page, run):
     attention = [word.weight for word in predicted.words]
     np.testing.assert_allclose(review["weights"]["attention"], attention, rtol=2e-4)
     assert review["probability"] == pytest.approx(predicted.probability, abs=1e-6)
+    exported = load_model(run.model)
+    model = Model(exported.config.model, exported.vocabulary.size)
+    examples = read_texts([MARKUP], [-1], exported)
+    tokens = jnp.asarray(clip(examples.ids, exported.config.data.max_tokens))[None]
+    given = tokens, jnp.asarray(examples.lengths), jax.random.split(jax.random.key(0), 1)
+    for name, weights in review["weights"].items():
+        (own,) = ATTRIBUTIONS[name]()(model, jax.device_put(exported.params), *given)
+        np.testing.assert_allclose(weights, own, rtol=1e-3, atol=1e-6 * np.abs(own).max())
     names = [one["name"] for one in data_of(page)["attributions"]]
     assert names == list(review["weights"])
     assert "leave_one_out" in names
@@ -159,6 +173,9 @@ def test_page_works_in_a_browser(tmp_path, page):
         choose = "$('order').value = '{}'; $('order').dispatchEvent(new Event('change'))"
         at.run(choose.format("error"))
         assert at.run(NAMES)[0] == "2"
+        at.run(choose.format("confidence"))
+        certain = [abs(one.probability - 0.5) for one in reviews]
+        assert at.run(NAMES) == [str(row) for row in np.argsort(certain)[::-1]]
         at.run(choose.format("disagreement"))
         apart = [one.disagreement for one in reviews]
         assert at.run(NAMES) == [str(row) for row in np.argsort(apart)[::-1]]
@@ -168,12 +185,10 @@ def test_page_works_in_a_browser(tmp_path, page):
         # A word under the pointer tells its weights, as exact as they are in the page.
         over = "new PointerEvent('pointerover', {bubbles: true})"
         at.run(f"document.querySelector('[data-word=\"3\"]').dispatchEvent({over})")
-        told = at.run("$('tip').innerText")
-        for name, weights in reviews[2].weights.items():
-            assert name.replace("_x_", " × ").replace("_", " ") in told
-            shown = np.format_float_positional(weights[3], 4, fractional=False, trim="k")
-            exponent = f"{weights[3]:.3e}".replace("e-0", "e-")
-            assert shown in told or exponent in told
+        told = at.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
+        assert [name for name, _ in told] == [label_of(name) for name in reviews[2].weights]
+        for (_, shown), weights in zip(told, reviews[2].weights.values(), strict=True):
+            assert float(shown) == pytest.approx(weights[3], rel=1e-3)
         # Markup is shown, not run.
         at.open((tmp_path / "markup.html").as_uri() + "#by=leave_one_out&theme=dark")
         assert at.run("document.querySelector('.text').textContent") == MARKUP
@@ -193,7 +208,7 @@ def test_terminal_lists_the_strongest_words(run, capsys):
     assert explain(run.folder, "brillo filmo dregg", "--format", "terminal") == 0
     about, *said = capsys.readouterr().out.splitlines()
     assert "Integrated gradients add up to the logit's change to within" in about
-    assert said[0].startswith("review text: ")
+    assert said[0].startswith("review from the command line: ")
     assert [line.split(":")[0] for line in said[1:]] == [
         "attention",
         "gradient_x_input",
@@ -270,6 +285,15 @@ def test_model_of_another_version_is_refused(own):
     data = run.model.read_bytes()
     run.model.write_bytes(data.replace(b"bilstm_attn 1", b"bilstm_attn 0"))
     assert "must have the format" in error_of(explain, run.folder, "brillo")
+
+
+def test_split_that_is_not_prepared_is_one_line(own):
+    params, config, vocabulary = load_model(tiny_run(own).model)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="imdb"))
+    export_model(own / "of_imdb.safetensors", params, config, vocabulary)
+    empty = ["--cache", own / "nothing", "--data-dir", own / "nothing"]
+    message = error_of(explain, own / "of_imdb.safetensors", *empty, "--archive", own / "no.tar.gz")
+    assert str(own / "no.tar.gz") in message
 
 
 def test_texts_that_are_not_those_of_the_tokens_are_refused(own):

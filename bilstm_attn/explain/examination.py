@@ -4,6 +4,7 @@ What was found about a run is kept beside it, piece by piece, so that an examina
 stopped goes on where it was.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ FORM = 3  # of what is kept; one more where an experiment changes its numbers
 def run_examination(
     folders: Sequence[Path],
     *,
-    out: Path,
+    out: Path | None,
     limit: int,
     few: int,
     seed: int,
@@ -64,7 +65,7 @@ def run_examination(
     """Examines runs on the test split and writes the report; returns the exit status.
 
     Raises:
-      UserError: a run has no attention, or is none; says what to do.
+      UserError: a run has no attention, or no test split, or is none; says what to do.
     """
     require(bool(folders), "give at least one run's folder")
     require(limit > 0, f"--limit must be above 0, got {limit}")
@@ -99,6 +100,11 @@ def run_examination(
     found = []
     for run, exported in zip(runs, loaded, strict=True):
         tokens = prepare_tokens(exported.config.data.dataset, places, show)
+        require(
+            "test" in tokens.splits,
+            f"{exported.config.data.dataset} has no test split to examine {run.folder} on; give a "
+            "run that was trained on imdb",
+        )
         model = Model(
             exported.config.model,
             exported.vocabulary.size,
@@ -122,6 +128,7 @@ def run_examination(
             about += f", of adversaries: {companions.adversary_epochs}, from {adversary_start}"
         few_of_them = np.sort(random_numbers(seed, "few").permutation(len(drawn))[:few])
         found.append(examine(subject, companions, strengths, few_of_them, about))
+    out = out or runs[0].folder / "attention"
     write_report(found, out)
     show.say(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures beside them")
     return 0
@@ -145,7 +152,10 @@ def examine(
     attention = kept("attention", lambda: examine_attention(own).as_json())
     some = subject.asking(examples=take(subject.examples, few))
     everyone = {name: make() for name, make in ATTRIBUTIONS.items()}
-    attributions = kept(f"attributions {len(few)}", lambda: examine_attributions(some, everyone))
+    which = hashlib.sha256(repr(everyone).encode()).hexdigest()[:8]
+    attributions = kept(
+        f"attributions {which} {len(few)}", lambda: examine_attributions(some, everyone)
+    )
     naive, trained = kept("naive", lambda: _time_naive(subject)), other_seeds(subject)
     trade_off: TradeOff = []
     if companions.epochs:

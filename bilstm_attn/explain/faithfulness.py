@@ -62,7 +62,8 @@ def aopc(
         sufficiency       = mean_k p(x) - p(top k alone)
 
     k is a fraction of the tokens, rounded up. DeYoung et al., 2020, arXiv:1911.03429, section 4,
-    and the fractions of its code.
+    with the fractions of its code, and as there the mean over them alone: the paper counts k = 0
+    too, where nothing falls.
     """
     counts = jnp.ceil(jnp.array(fractions)[:, None] * lengths[None])[..., None]  # [k b 1]
     top = rank(scores, lengths)[None] < counts
@@ -137,9 +138,9 @@ def infidelity(
     """Returns `mean over S of (s sum_(t in S) weights[t] - (logit(x) - logit(x with S zeroed)))^2`.
 
     S is drawn with every token at even chances; its words' vectors become zero. Yeh et al., 2019,
-    arXiv:1901.09392, definition 2.1, with a baseline of zero for a random part of the input, and
-    the factor s of at least 0, one a review, that makes it least, so that attributions of any scale
-    compare.
+    arXiv:1901.09392, definition 2.1, with a baseline of zero for a random part of the input.
+    Deviation: the factor s of at least 0, one a review, that makes it least, so that attributions
+    of any scale compare.
     """
     keys = jax.vmap(lambda key: stream(key, "infidelity"))(keys)  # not those of the attribution
     inputs = model.embed(params, tokens)

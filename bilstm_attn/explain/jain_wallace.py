@@ -20,7 +20,7 @@ from bilstm_attn.optim import scale_by_amsgrad
 from bilstm_attn.recurrence import length_mask
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
-DRAWS = 100
+DRAWS, AT_ONCE = 100, 10  # permutations, and how many of them the model answers in one pass
 ADVERSARIES = 5
 STEPS = 500
 LEARNING_RATE = 0.01
@@ -59,7 +59,7 @@ def permutation_change(
         moved = jnp.take_along_axis(weights, order, axis=0)
         return jnp.abs(jax.nn.sigmoid(answer(moved)) - given)
 
-    return jnp.median(lax.map(change, jnp.arange(draws)), axis=0)
+    return jnp.median(lax.map(change, jnp.arange(draws), batch_size=AT_ONCE), axis=0)
 
 
 def draw_orders(

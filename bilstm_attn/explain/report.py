@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from bilstm_attn.checkpoint import write_file
 from bilstm_attn.explain.examine import TOP, Attributions, JainWallace
+from bilstm_attn.explain.faithfulness import FRACTIONS
 from bilstm_attn.explain.page import label_of
 from bilstm_attn.metrics import accuracy, roc_auc
 
@@ -37,6 +38,21 @@ PUBLISHED = {
     "τ gradient, leave one out": ".517 ± .100",
     "ε-max JSD, mean": ".587",
 }
+
+
+ABOUT_MEASURES = (
+    "Words are deleted from the top: comprehensiveness is how far the answer's probability falls "
+    f"without the top {', '.join(f'{100 * each:g}' for each in FRACTIONS)} %, sufficiency how far "
+    "with these alone, each the mean over these shares; share to flip is the least of fifty "
+    "without which the answer is the other one, 1 where none is. Infidelity is the squared error "
+    "of an attribution, scaled as suits it best in each review, for the logit's change when half "
+    "of the words' vectors are zero."
+)
+ABOUT_ADVERSARIES = (
+    "An adversary of λ 0 is asked for the base's answers alone: what it changes is what its "
+    "training fell short of, and the others' may be no less. A λ here is twice that of Wiegreffe "
+    "and Pinter's code."
+)
 
 
 class Trained(NamedTuple):
@@ -278,6 +294,8 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
                 for each in trained
             ]
             lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
+            if one.trade_off:
+                lines += ["", ABOUT_ADVERSARIES]
             changes = {each.name: each.change for each in trained}
             if one.trade_off and min(each.change for _, each in one.trade_off) > changes[EVEN]:
                 lines += [
@@ -313,9 +331,11 @@ def _attributions(found: Attributions) -> list[str]:
         "",
         "### How faithful each attribution is",
         "",
-        f"Means over {found.reviews:,} of the reviews; ↑ higher is better, ↓ lower is. Integrated "
-        f"gradients add up to the logit's change to within {median:.2g} in half of the reviews, "
-        f"and {largest:.2g} in the worst.",
+        f"Means over {found.reviews:,} of the reviews; ↑ higher is better, ↓ lower is. "
+        + ABOUT_MEASURES,
+        "",
+        f"Integrated gradients add up to the logit's change to within {median:.2g} in half of the "
+        f"reviews, and {largest:.2g} in the worst.",
         "",
         *_table(head, rows),
         "",

@@ -129,6 +129,9 @@ def explain(
     """Returns every text explained by every attribution.
 
     `bar` makes a context manager with `advance`, of a description and a total.
+
+    Raises:
+      UserError: the model's answers, or an attribution's weights, are not finite.
     """
     examples = read_texts(texts, labels, exported)
     batches = batches_of(exported.config.data, len(texts))
@@ -154,6 +157,7 @@ def explain(
             weights[name], errors = run(name, partial(_with_error, one, model))
         else:
             weights[name] = run(name, partial(one, model))
+        require_finite(weights[name], f"these reviews, explained by {name},")
     apart = disagreement(list(weights.values()), examples.lengths)
     found = []
     for row, text in enumerate(texts):

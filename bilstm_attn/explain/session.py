@@ -84,7 +84,12 @@ def run_explanation(
     )
     if text is not None:
         read_text(text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
-        chosen = Chosen([text], [-1], ["text"], f"{run_or_model}: a text from the command line.")
+        chosen = Chosen(
+            [text],
+            [-1],
+            ["from the command line"],
+            f"{run_or_model}: a text from the command line.",
+        )
     else:
         chosen = draw_reviews_of(split, limit, seed, exported, places, show)
     explained = explain(
@@ -103,7 +108,8 @@ def run_explanation(
     about += f" Model: {exported.config.name}, seed {exported.config.seed}."
     errors = [one.completeness_error for one in explained if one.completeness_error is not None]
     if errors:
-        about += f" Integrated gradients add up to the logit's change to within {max(errors):.2g}."
+        worst = f"{max(errors):.2g} in the worst review"
+        about += f" Integrated gradients add up to the logit's change to within {worst}."
     show.say(" ".join(filter(None, [about, note])))
     if format == "terminal":
         for one, name in zip(explained, chosen.names, strict=True):
