@@ -85,7 +85,16 @@ def gradient_at(vectors: np.ndarray) -> np.ndarray:
 REVIEWS = (0, 2, 3)  # those with tokens
 
 
-@pytest.mark.parametrize("name", ATTRIBUTIONS)
+LONG_TO_COMPILE = ("smoothgrad", "integrated_gradients", "lime")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LONG_TO_COMPILE))
+        for name in ATTRIBUTIONS
+    ],
+)
 def test_padding_gets_zero_and_more_of_it_changes_nothing(name):
     attribution = ATTRIBUTIONS[name]()
     weights = attribute(attribution)
@@ -168,6 +177,7 @@ def test_leave_one_out_is_deleting_the_word_by_hand():
             np.testing.assert_allclose(weights[row, at], expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_smooth_gradient_without_noise_is_the_gradient_and_with_noise_another():
     gradient = attribute(ATTRIBUTIONS["gradient"]())
     np.testing.assert_allclose(attribute(SmoothGrad(noise=0.0)), gradient, atol=TOLERANCE)

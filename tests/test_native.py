@@ -162,6 +162,7 @@ def test_vmap_over_parameters_is_one_after_the_other(backend):
         assert_close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], together), alone)
 
 
+@pytest.mark.slow
 @every_backend
 def test_gradients_recomputed_from_a_checkpoint_are_the_same(backend):
     layer = Layer(*SIZES[1])

@@ -65,7 +65,7 @@ def send(number: signal.Signals) -> None:
     ("step", "number", "status"),
     [
         (3, signal.SIGINT, 130),
-        (6, signal.SIGTERM, 143),
+        pytest.param(6, signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(8, signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],
 )
