@@ -1,5 +1,6 @@
 """Examinations: what is kept, what the report says, and what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from bilstm_attn.checkpoint import load_model
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.dropout import stream
 from bilstm_attn.explain.agreement import Agreement, kendall
-from bilstm_attn.explain.attribution import ATTRIBUTIONS
+from bilstm_attn.explain.attribution import ATTRIBUTIONS, completeness_error
 from bilstm_attn.explain.companions import furthest
 from bilstm_attn.explain.examine import (
     Attributions,
@@ -38,7 +39,7 @@ examine = script("examine")
 REVIEWS = 12
 PIECES = {
     "attention",
-    "attributions-5",
+    "attributions-5-part-1",
     "naive",
     "the-recipe's-seed1",
     "the-recipe's-seed2",
@@ -85,7 +86,7 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
     pieces = kept(examined)
     assert set(pieces) == PIECES
     assert len(pieces["attention"]["permutation"]) == REVIEWS
-    for name in PIECES - {"attention", "attributions-5", "naive"}:
+    for name in PIECES - {"attention", "attributions-5-part-1", "naive"}:
         _, accuracy, change, divergences = pieces[name]
         assert 0 <= accuracy <= 1
         assert 0 < change <= 1
@@ -98,11 +99,11 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
         else:
             assert len(divergences) == REVIEWS
             assert -1e-6 <= min(divergences) <= max(divergences) <= np.log(2) + 1e-6
-    reviews, faithful, alike, _ = pieces["attributions-5"]
-    assert reviews == 5
-    assert list(faithful) == list(ATTRIBUTIONS)
-    pairs = [(one, other) for one, others in alike.items() for other in others]
-    assert len(pairs) == len(ATTRIBUTIONS) * (len(ATTRIBUTIONS) - 1) / 2
+    found = pieces["attributions-5-part-1"]
+    assert found["names"] == list(ATTRIBUTIONS)
+    each = len(ATTRIBUTIONS)
+    assert np.shape(found["faithful"]) == (each, 4, 5)
+    assert np.shape(found["alike"]) == (each * (each - 1) / 2, 3, 5)
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_adversaries_that_answer_unlike_the_base_are_said_to():
     pairs = ("attention, gradient", "attention, leave one out", "gradient, leave one out")
     alike = dict.fromkeys(pairs, one)
     attention = JainWallace(numbers, numbers, numbers, numbers, alike, {})
-    nothing = Attributions(1, {}, {}, (0.0, 0.0))
+    nothing = Attributions({}, {}, np.zeros(1))
 
     def report(change: float) -> str:
         trade_off = [(0.0, Trained("adversary, λ 0", 0.6, change, [0.3]))]
@@ -336,21 +337,41 @@ def test_agreements_are_of_attention_gradient_and_a_word_left_out(asked):
 @pytest.mark.slow
 def test_measures_of_faithfulness_are_each_their_own(asked):
     made, given = planted(), given_to_model()
-    found = examine_attributions(asked, {"attention": ATTRIBUTIONS["attention"]()})
-    output = made.model(*given)
-    scores, keys = output.weights, keys_of_rows(asked.examples)
-    faithfulness = aopc(made.model, *given, scores)
-    expected = {
-        "comprehensiveness": faithfulness.comprehensiveness,
-        "sufficiency": faithfulness.sufficiency,
-        "fraction_to_flip": fraction_to_flip(made.model, *given, scores),
-        "infidelity": infidelity(
-            made.model, *given, jnp.sign(output.logits)[:, None] * scores, keys
-        ),
-    }
-    means = {name: float(each.mean()) for name, each in expected.items()}
-    assert found.faithful["attention"]._asdict() == pytest.approx(means, rel=1e-4)
-    assert len({round(mean, 3) for mean in means.values()}) == 4  # so that none passes for another
+    keys, own = keys_of_rows(asked.examples), ("attention", "integrated_gradients")
+    found = examine_attributions(asked, {name: ATTRIBUTIONS[name]() for name in own})
+    side = jnp.sign(made.model(*given).logits)[:, None]
+    for name in own:
+        one = ATTRIBUTIONS[name]()
+        weights = one(made.model, *given, keys)
+        scores, signed = (weights * side, weights) if one.signed else (weights, weights * side)
+        expected = {
+            **aopc(made.model, *given, scores)._asdict(),
+            "fraction_to_flip": fraction_to_flip(made.model, *given, scores),
+            "infidelity": infidelity(made.model, *given, signed, keys),
+        }
+        for measure, numbers in found.faithful[name]._asdict().items():
+            np.testing.assert_allclose(numbers, expected[measure], rtol=1e-4, atol=1e-5)
+        means = {round(float(each.mean()), 3) for each in expected.values()}
+        assert len(means) == 4  # so that none passes for another
+    errors = completeness_error(made.model, *given, weights)
+    np.testing.assert_allclose(found.completeness_errors, errors, atol=1e-5)
+    assert found.completeness_errors.max() > 0
+
+
+def test_what_is_kept_part_by_part_is_what_is_found_of_the_whole(asked):
+    everyone = {name: ATTRIBUTIONS[name]() for name in ("attention", "gradient", "random")}
+
+    def ask(reviews):
+        part = dataclasses.replace(asked, examples=take(asked.examples, reviews))
+        return examine_attributions(part, everyone)
+
+    parts = [json.loads(json.dumps(ask(each).as_json())) for each in (FEW[:2], FEW[2:])]
+    joined, whole = Attributions.from_json(parts), ask(FEW)
+    assert list(joined.faithful) == list(whole.faithful) == list(everyone)
+    assert list(joined.alike) == list(whole.alike)
+    for found, expected in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
+        assert found.shape == (len(FEW),)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 # Bad input

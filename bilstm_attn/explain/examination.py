@@ -7,7 +7,9 @@ stopped goes on where it was.
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +45,7 @@ from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
 from bilstm_attn.text import clip
 
+PART = 1000  # reviews, at most, that are asked about everything before it is kept
 SAMPLE = 4  # reviews for which naive loops are timed
 FORM = 3  # of what is kept; one more where an experiment changes its numbers
 
@@ -150,12 +153,17 @@ def examine(
     """
     kept, own = subject.kept, subject.asking()
     attention = kept("attention", lambda: examine_attention(own).as_json())
-    some = subject.asking(examples=take(subject.examples, few))
     everyone = {name: make() for name, make in ATTRIBUTIONS.items()}
     which = hashlib.sha256(repr(everyone).encode()).hexdigest()[:8]
-    attributions = kept(
-        f"attributions {which} {len(few)}", lambda: examine_attributions(some, everyone)
-    )
+
+    def measure(part: np.ndarray) -> dict[str, Any]:
+        some = subject.asking(examples=take(subject.examples, part))
+        return examine_attributions(some, everyone).as_json()
+
+    attributions = [
+        kept(f"attributions {which} {len(few)} part {number}", partial(measure, part))
+        for number, part in enumerate(np.array_split(few, -(-len(few) // PART)), 1)
+    ]
     naive, trained = kept("naive", lambda: _time_naive(subject)), other_seeds(subject)
     trade_off: TradeOff = []
     if companions.epochs:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -36,7 +37,7 @@ from bilstm_attn.explain.reviews import analyse, batches_of
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.model import Model
 from bilstm_attn.terminal import Show
-from bilstm_attn.types import Keys, Lengths, Params, Tokens
+from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
 TOP = 10  # tokens of which two attributions may have some in common
 
@@ -148,42 +149,55 @@ def _greatest_divergence(
 
 
 class Faithful(NamedTuple):
-    """How faithful an attribution is, the mean over reviews."""
+    """How faithful an attribution is, a number a review."""
 
-    comprehensiveness: float
-    sufficiency: float
-    fraction_to_flip: float
-    infidelity: float
+    comprehensiveness: np.ndarray
+    sufficiency: np.ndarray
+    fraction_to_flip: np.ndarray
+    infidelity: np.ndarray
 
 
 class Alike(NamedTuple):
-    """How far two attributions agree, by the size of their weights, the mean over reviews."""
+    """How far two attributions agree, by the size of their weights, a number a review."""
 
-    tau: float
-    significant: float  # share of reviews with a p-value of at most 0.05
-    overlap: float  # share of the top TOP tokens that they have in common
+    agreement: Agreement
+    overlap: np.ndarray  # share of the top TOP tokens that they have in common
 
 
 class Attributions(NamedTuple):
     """What was found about attributions, by name or pair of names."""
 
-    reviews: int
     faithful: dict[str, Faithful]
-    alike: dict[str, dict[str, Alike]]  # each pair once
-    completeness_errors: tuple[float, float]  # of integrated gradients: median and largest
+    alike: dict[tuple[str, str], Alike]  # each pair once
+    completeness_errors: np.ndarray  # of integrated gradients, a review
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as plain JSON."""
+        pairs = [[*pair.agreement, pair.overlap] for pair in self.alike.values()]
+        return {
+            "names": list(self.faithful),
+            "faithful": np.array(list(self.faithful.values())).tolist(),
+            "alike": np.array(pairs).tolist(),
+            "completeness_errors": self.completeness_errors.tolist(),
+        }
 
     @classmethod
-    def from_json(cls, about: Sequence[Any]) -> "Attributions":
-        """Returns it from the lists that JSON makes of it."""
-        reviews, faithful, alike, errors = about
+    def from_json(cls, parts: Sequence[dict[str, Any]]) -> "Attributions":
+        """Returns what `as_json` was called on, of some reviews and then of others."""
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([np.array(part[name], np.float64) for part in parts], axis=-1)
+
+        names: list[str] = parts[0]["names"]
         return cls(
-            reviews,
-            {name: Faithful(*each) for name, each in faithful.items()},
+            {name: Faithful(*each) for name, each in zip(names, joined("faithful"), strict=True)},
             {
-                name: {other: Alike(*pair) for other, pair in others.items()}
-                for name, others in alike.items()
+                pair: Alike(Agreement(taus, p_values), overlap)
+                for pair, (taus, p_values, overlap) in zip(
+                    itertools.combinations(names, 2), joined("alike"), strict=True
+                )
             },
-            tuple(errors),
+            joined("completeness_errors"),
         )
 
 
@@ -191,43 +205,44 @@ def examine_attributions(
     examiner: Examiner, attributions: Mapping[str, Attribution]
 ) -> Attributions:
     """Returns how faithful attributions are, and how far each two of them agree."""
-    faithful, sizes, alike, incomplete = {}, {}, {}, (0.0, 0.0)
-    lengths = examiner.examples.lengths
-    for name, one in attributions.items():
-        weights, *measured, errors = examiner.ask(name, partial(_measure, one))
-        faithful[name] = Faithful(*(float(np.mean(each)) for each in measured))
-        sizes[name] = np.abs(weights)
-        if isinstance(one, IntegratedGradients):
-            incomplete = float(np.median(errors)), float(np.max(errors))
-    for name, other in itertools.combinations(sizes, 2):
-        agreement = kendall(sizes[name], sizes[other], lengths)
-        given = jnp.asarray(sizes[name]), jnp.asarray(sizes[other]), jnp.asarray(lengths)
-        overlap = float(overlap_at(*given, TOP).mean())
-        alike.setdefault(name, {})[other] = Alike(agreement.mean, agreement.significant, overlap)
-    return Attributions(examiner.examples.size, faithful, alike, incomplete)
+    lengths, names = examiner.examples.lengths, list(attributions)
+    weights, measured, errors = examiner.ask(
+        "attributions", partial(_measure, [attributions[name] for name in names])
+    )
+    sizes = dict(zip(names, map(np.abs, weights), strict=True))
+    alike = {}
+    for name, other in itertools.combinations(names, 2):
+        one, two = sizes[name], sizes[other]
+        overlap = overlap_at(jnp.asarray(one), jnp.asarray(two), jnp.asarray(lengths), TOP)
+        alike[name, other] = Alike(kendall(one, two, lengths), np.asarray(overlap))
+    faithful = {name: Faithful(*each) for name, each in zip(names, measured, strict=True)}
+    return Attributions(faithful, alike, errors)
 
 
 def _measure(
-    attribution: Attribution,
+    attributions: Sequence[Attribution],
     model: Model,
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
     keys: Keys,
-) -> tuple[Array, ...]:
-    """Returns weights, the fields of a `Faithful` and the completeness error, a number a review."""
-    weights = attribution(model, params, tokens, lengths, keys)
-    logits = model(params, tokens, lengths).logits
-    scores = toward_answer(weights, logits, signed=attribution.signed)
+) -> tuple[list[Attributed], list[tuple[Logits, ...]], Logits]:
+    """Returns weights, the fields of a `Faithful` for each attribution, and completeness errors."""
     given = model, params, tokens, lengths
+    logits = model(params, tokens, lengths).logits
+    weights = [one(*given, keys) for one in attributions]
     # Unsigned weights have no side: what they say of the logit is compared in size alone.
-    signed = weights if attribution.signed else jnp.sign(logits)[:, None] * weights
-    return (
-        weights,
-        *aopc(*given, scores),
-        fraction_to_flip(*given, scores),
-        infidelity(*given, signed, keys),
-        completeness_error(*given, weights)
-        if isinstance(attribution, IntegratedGradients)
-        else jnp.zeros_like(logits),
-    )
+    signed = [
+        each if one.signed else jnp.sign(logits)[:, None] * each
+        for one, each in zip(attributions, weights, strict=True)
+    ]
+    # The model's answers without some words are the same for each, and asked for once.
+    wrong = jax.vmap(lambda each: infidelity(*given, each, keys))(jnp.stack(signed))
+    measured, errors = [], jnp.zeros_like(logits)
+    for number, one in enumerate(attributions):
+        scores = toward_answer(weights[number], logits, signed=one.signed)
+        flips = fraction_to_flip(*given, scores)
+        measured.append((*aopc(*given, scores), flips, wrong[number]))
+        if isinstance(one, IntegratedGradients):
+            errors = completeness_error(*given, weights[number])
+    return weights, measured, errors

@@ -309,10 +309,10 @@ def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -
 
 def _attributions(found: Attributions) -> list[str]:
     """Returns the tables of how faithful attributions are, and how far they agree."""
-    names, (median, largest) = list(found.faithful), found.completeness_errors
+    names, errors = list(found.faithful), found.completeness_errors
     head = ["", "comprehensiveness ↑", "sufficiency ↓", "share to flip ↓", "infidelity ↓"]
     rows = [
-        [label_of(name), *(f"{value:.3f}" for value in each)]
+        [label_of(name), *(f"{measure.mean():.3f}" for measure in each)]
         for name, each in found.faithful.items()
     ]
 
@@ -320,22 +320,22 @@ def _attributions(found: Attributions) -> list[str]:
         if row == column:
             return ""
         first, second = sorted([row, column])
-        pair = found.alike[names[first]][names[second]]
+        agreement, overlap = found.alike[names[first], names[second]]
         return (
-            f"{pair.tau:.2f} ({100 * pair.significant:.0f} %)"
+            f"{agreement.mean:.2f} ({100 * agreement.significant:.0f} %)"
             if row < column
-            else (f"{pair.overlap:.2f}")
+            else f"{overlap.mean():.2f}"
         )
 
     return [
         "",
         "### How faithful each attribution is",
         "",
-        f"Means over {found.reviews:,} of the reviews; ↑ higher is better, ↓ lower is. "
+        f"Means over {len(errors):,} of the reviews; ↑ higher is better, ↓ lower is. "
         + ABOUT_MEASURES,
         "",
-        f"Integrated gradients add up to the logit's change to within {median:.2g} in half of the "
-        f"reviews, and {largest:.2g} in the worst.",
+        f"Integrated gradients add up to the logit's change to within {np.median(errors):.2g} in "
+        f"half of the reviews, and {errors.max():.2g} in the worst.",
         "",
         *_table(head, rows),
         "",
@@ -366,7 +366,7 @@ def _times(examined: Examined) -> list[str]:
 
     everything = all_of(lambda name: name != "naive")
     attributions = all_of(lambda name: name.startswith("attributions"))
-    few = examined.attributions.reviews
+    few = len(examined.attributions.completeness_errors)
     beside = everything - attributions - sum(seconds.values())
     for name, value, of in (
         (f"attributions and their faithfulness, of {few:,}", attributions, few),
