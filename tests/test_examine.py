@@ -27,9 +27,10 @@ from bilstm_attn.explain.examine import (
     examine_attributions,
 )
 from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
+from bilstm_attn.explain.findings import EVEN, Examined, Trained
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import Naive
-from bilstm_attn.explain.report import EVEN, PUBLISHED, Examined, Trained, as_html, markdown
+from bilstm_attn.explain.report import PUBLISHED, as_html, markdown
 from bilstm_attn.explain.subject import take
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.run import Run

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
+from matplotlib.image import imread
 from tiny import error_of, script, tiny, tiny_run, train
 
 from bilstm_attn.checkpoint import export_model, load_model
@@ -227,10 +228,16 @@ def test_json_has_a_line_a_review(run, tmp_path):
     assert len(line["weights"]["gradient"]) == 3
 
 
-def test_png_is_a_picture(run, tmp_path):
-    out = tmp_path / "picture.png"
-    assert explain(run.folder, "a $ brillo filmo", "--format", "png", "--out", out) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
+def test_png_is_a_picture_shaded_by_the_attribution(run, tmp_path):
+    pictures = []
+    for name in ("random", "gradient"):
+        out = ("--format", "png", "--attributions", name, "--out", tmp_path / f"{name}.png")
+        assert explain(run.folder, "a $ brillo filmo", *out) == 0
+        pictures.append(imread(tmp_path / f"{name}.png"))
+    one, other = (picture[85:] for picture in pictures)  # below the title, which has the name
+    assert one.shape == other.shape
+    assert (one != other).any()
+    assert one.min() < 0.5 < one.max()
 
 
 # Bad input

@@ -32,9 +32,10 @@ from bilstm_attn.explain.examine import (
     examine_attention,
     examine_attributions,
 )
+from bilstm_attn.explain.findings import EVEN, Examined
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import time_naive
-from bilstm_attn.explain.report import EVEN, Examined, write_report
+from bilstm_attn.explain.report import write_report
 from bilstm_attn.explain.reviews import FEWEST_AT_ONCE
 from bilstm_attn.explain.subject import Subject, digest_of_model, take
 from bilstm_attn.model import Model

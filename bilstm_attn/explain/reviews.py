@@ -54,11 +54,6 @@ class Explained(NamedTuple):
         """`positive` or `negative`."""
         return LABELS[self.probability > 0.5]
 
-    @property
-    def error(self) -> float | None:
-        """How far the probability is from the label, or None without one."""
-        return None if self.label < 0 else abs(self.label - self.probability)
-
 
 def read_texts(texts: Sequence[str], labels: Sequence[int], exported: Exported) -> Examples:
     """Returns texts as the model reads them."""

@@ -84,12 +84,7 @@ def run_explanation(
     )
     if text is not None:
         read_text(text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
-        chosen = Chosen(
-            [text],
-            [-1],
-            ["from the command line"],
-            f"{run_or_model}: a text from the command line.",
-        )
+        chosen = Chosen([text], [-1], ["from the command line"], f"One text, given {run_or_model}.")
     else:
         chosen = draw_reviews_of(split, limit, seed, exported, places, show)
     explained = explain(

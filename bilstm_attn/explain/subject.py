@@ -70,7 +70,7 @@ class Subject:
         )
 
     def judge(self, name: str, logits: np.ndarray, attention: np.ndarray | None) -> list[Any]:
-        """Returns the fields of a `report.Trained`, of what a model says of these reviews."""
+        """Returns the fields of a `findings.Trained`, of what a model says of these reviews."""
         require_finite(logits, f"these reviews ({name})")
         own, weights = self._said
         change = float(np.abs(sigmoid(logits) - sigmoid(own)).mean())

@@ -1,0 +1,42 @@
+"""What an examination finds out about one model."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bilstm_attn.explain.examine import Attributions, JainWallace
+
+EVEN = "even attention"  # of the models trained beside one
+
+
+class Trained(NamedTuple):
+    """A model that was trained beside another: how far it is from it on the reviews asked about."""
+
+    name: str
+    accuracy: float
+    change: float  # mean difference of the probabilities
+    divergences: list[float] | None  # JSD of its attention from the base's, a review, in nats
+
+    @property
+    def divergence(self) -> float | None:
+        """The mean divergence."""
+        return None if self.divergences is None else float(np.mean(self.divergences))
+
+
+class Examined(NamedTuple):
+    """Everything that was found about one model."""
+
+    name: str
+    about: str
+    labels: np.ndarray
+    attention: JainWallace
+    attributions: Attributions
+    naive: dict[str, float]  # seconds of a review's experiments, as loops over words and draws
+    trained: list[Trained]
+    trade_off: list[tuple[float, Trained]]  # by the adversary's strength, rising
+    seconds: dict[str, float]  # that each piece took
+
+    @property
+    def seeds(self) -> list[Trained]:
+        """The recipe's other seeds."""
+        return [one for one in self.trained if one.name.startswith("the recipe's")]
