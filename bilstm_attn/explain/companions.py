@@ -47,7 +47,11 @@ def furthest(trade_off: TradeOff, within: float) -> float:
 
 
 def other_seeds(subject: Subject) -> list[Trained]:
-    """Returns each finished run of the same recipe with another seed."""
+    """Returns each finished run of the same recipe with another seed.
+
+    Raises:
+      UserError: a run's model is damaged, or its answers are not finite.
+    """
     own, others = subject.run.folder.resolve(), {}
     for folder in sorted(own.parent.glob("seed*")):
         run = Run(folder)
@@ -102,7 +106,11 @@ def ask_together(
 
 @dataclasses.dataclass
 class Companions:
-    """Models trained on the reviews that the subject was trained on."""
+    """Models trained on the reviews that the subject was trained on.
+
+    Its methods raise a `UserError` where the data or the word vectors are not those of the run, or
+    training ends in answers that are not finite.
+    """
 
     subject: Subject
     epochs: int

@@ -151,6 +151,10 @@ def examine(
       strengths: of the adversaries to train.
       few: of which reviews everything is asked of every attribution.
       about: what the report says of the run.
+
+    Raises:
+      UserError: a kept piece is damaged, the data are not those of the run, or answers are not
+        finite.
     """
     kept, own = subject.kept, subject.asking()
     attention = kept("attention", lambda: examine_attention(own).as_json())

@@ -112,6 +112,9 @@ def examine_attention(examiner: Examiner) -> JainWallace:
 
     The gradient is that of the probability times the input, with the attention held; it and the
     change of the probability as a word is left out count by their size.
+
+    Raises:
+      UserError: the model's answers are not finite.
     """
     logits, attention = examiner.ask("attention", logits_and_attention)
     require_finite(logits, "these reviews")

@@ -70,7 +70,11 @@ class Subject:
         )
 
     def judge(self, name: str, logits: np.ndarray, attention: np.ndarray | None) -> list[Any]:
-        """Returns the fields of a `findings.Trained`, of what a model says of these reviews."""
+        """Returns the fields of a `findings.Trained`, of what a model says of these reviews.
+
+        Raises:
+          UserError: the model's answers are not finite.
+        """
         require_finite(logits, f"these reviews ({name})")
         own, weights = self._said
         change = float(np.abs(sigmoid(logits) - sigmoid(own)).mean())
