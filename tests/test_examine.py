@@ -41,7 +41,7 @@ REVIEWS = 12
 PIECES = {
     "attention",
     "attributions-5-part-1",
-    "naive",
+    "naive-loops",
     "the-recipe's-seed1",
     "the-recipe's-seed2",
     "even-attention",
@@ -87,7 +87,7 @@ def test_every_piece_is_kept_and_is_of_the_reviews_asked_about(examined):
     pieces = kept(examined)
     assert set(pieces) == PIECES
     assert len(pieces["attention"]["permutation"]) == REVIEWS
-    for name in PIECES - {"attention", "attributions-5-part-1", "naive"}:
+    for name in PIECES - {"attention", "attributions-5-part-1", "naive-loops"}:
         _, accuracy, change, divergences = pieces[name]
         assert 0 <= accuracy <= 1
         assert 0 < change <= 1

@@ -9,8 +9,10 @@ import pytest
 from entries import make_model
 from test_jain_wallace import KEYS, LENGTHS, STEPS, TOKENS
 
-from bilstm_attn.explain.attribution import LeaveOneOut
+from bilstm_attn.dropout import stream
+from bilstm_attn.explain.attribution import IntegratedGradients, LeaveOneOut, Lime, SmoothGrad
 from bilstm_attn.explain.chance import at_places
+from bilstm_attn.explain.faithfulness import SAMPLES, aopc, fraction_to_flip, infidelity
 from bilstm_attn.explain.jain_wallace import (
     SPREAD,
     adversaries,
@@ -43,6 +45,49 @@ def test_leaving_one_out(naive):
         )  # float32 rounding of logits of size 1
 
 
+def test_integrated_gradients(naive):
+    found = jitted(IntegratedGradients())
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = naive.integrated_gradients(ids)
+        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+
+
+def test_smooth_gradient(naive):
+    found, one = jitted(SmoothGrad()), SmoothGrad()
+    size = make_model("cell-lstm")[0].config.embedding_size
+    draw = partial(jax.random.normal, shape=(size,))
+    noises = np.array([at_places(KEYS, STEPS, draw, jnp.int32(at)) for at in range(one.samples)])
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = naive.smooth_gradient(ids, noises[:, row, : len(ids)])
+        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+
+
+def test_lime(naive):
+    found, copies = jitted(Lime()), np.asarray(Lime().copies(TOKENS, LENGTHS, KEYS))
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = naive.lime(ids, copies[:, row, : len(ids)])
+        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+
+
+def test_faithfulness(naive):
+    model, params = make_model("cell-lstm")
+    weights = np.random.default_rng(0).normal(size=TOKENS.shape).astype(np.float32)
+    given, scores = (model, params, TOKENS, LENGTHS), jnp.asarray(weights)
+    without, alone = aopc(*given, scores)
+    shares, wrong = fraction_to_flip(*given, scores), infidelity(*given, scores, KEYS)
+    keys = jax.vmap(lambda key: stream(key, "infidelity"))(KEYS)
+    draws = np.array(
+        [at_places(keys, STEPS, jax.random.bernoulli, jnp.int32(at)) for at in range(SAMPLES)]
+    )
+    for row, ids in zip(ROWS, IDS, strict=True):
+        own = slice(len(ids))
+        expected = [each[row] for each in (without, alone, shares)]
+        np.testing.assert_allclose(naive.faithfulness(ids, weights[row, own]), expected, atol=2e-6)
+        found = naive.infidelity(ids, weights[row, own], draws[:, row, own])
+        assert found == pytest.approx(float(wrong[row]), abs=2e-6)
+        assert found > 1e-5  # of which the tolerance is a small part
+
+
 def test_permutation(naive):
     draws = 5
     found = jitted(partial(permutation_change, draws=draws))
@@ -67,5 +112,5 @@ def test_adversaries(naive):
 
 def test_times_are_of_each_experiment():
     seconds = time_naive(*make_model("cell-lstm"), STEPS, IDS[:1])
-    assert list(seconds) == ["leave one out", "permutation", "adversaries"]
+    assert list(seconds) == ["leave one out", "permutation", "adversaries", "attributions"]
     assert all(each > 0 for each in seconds.values())

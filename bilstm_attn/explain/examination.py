@@ -169,7 +169,7 @@ def examine(
         kept(f"attributions {which} {len(few)} part {number}", partial(measure, part))
         for number, part in enumerate(np.array_split(few, -(-len(few) // PART)), 1)
     ]
-    naive, trained = kept("naive", lambda: _time_naive(subject)), other_seeds(subject)
+    naive, trained = kept("naive loops", lambda: _time_naive(subject)), other_seeds(subject)
     trade_off: TradeOff = []
     if companions.epochs:
         trained += companions.labelled()

@@ -20,6 +20,8 @@ from bilstm_attn.model import Model
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of a review's tokens, as in ERASER's code
+GRID = 50  # shares of a review's tokens that are deleted in turn to flip the answer
+SAMPLES = 32  # draws of words that become zero, for infidelity
 
 Ranks = Int[Array, "b t"]
 
@@ -90,7 +92,7 @@ def fraction_to_flip(
     tokens: Tokens,
     lengths: Lengths,
     scores: Attributed,
-    grid: int = 50,
+    grid: int = GRID,
 ) -> Float[Array, " b"]:
     """Returns the least share of the tokens, top first, without which the answer is the other one.
 
@@ -133,7 +135,7 @@ def infidelity(
     lengths: Lengths,
     weights: Attributed,
     keys: Keys,
-    samples: int = 32,
+    samples: int = SAMPLES,
 ) -> Float[Array, " b"]:
     """Returns `mean over S of (s sum_(t in S) weights[t] - (logit(x) - logit(x with S zeroed)))^2`.
 

@@ -183,27 +183,29 @@ def _attributions(found: Attributions) -> list[str]:
 
 def _times(examined: Examined) -> list[str]:
     """Returns the table of what the experiments took, beside loops over words and draws."""
-    reviews, seconds = len(examined.labels), examined.attention.seconds
-    rows = []
-    for name, value in seconds.items():
-        naive = examined.naive.get(name)
-        loops = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive * reviews / value:.0f}"]
-        rows.append([name, f"{value:.0f}", f"{value / reviews:.3f}", *loops])
+    reviews, few = len(examined.labels), len(examined.attributions.completeness_errors)
 
     def all_of(names: Callable[[str], bool]) -> float:
         return sum(value for name, value in examined.seconds.items() if names(name))
 
-    everything = all_of(lambda name: name != "naive")
+    everything = all_of(lambda name: not name.startswith("naive"))
     attributions = all_of(lambda name: name.startswith("attributions"))
-    few = len(examined.attributions.completeness_errors)
-    beside = everything - attributions - sum(seconds.values())
-    for name, value, of in (
-        (f"attributions and their faithfulness, of {few:,}", attributions, few),
-        *([("models trained beside it", beside, None)] if examined.trained else []),
-        ("everything", everything, None),
-    ):
-        a_review = "–" if of is None else f"{value / of:.3f}"
-        rows.append([name, f"{value:.0f}", a_review, "–", "–"])
+    experiments = examined.attention.seconds
+    beside = everything - attributions - sum(experiments.values())
+
+    def row(name: str, value: float, of: int, naive: float | None) -> list[str]:
+        each = value / of
+        loops = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive / each:.0f}"]
+        return [name, f"{value:.0f}", f"{each:.3f}", *loops]
+
+    rows = [
+        row(name, value, reviews, examined.naive.get(name)) for name, value in experiments.items()
+    ]
+    name = f"attributions and their faithfulness, of {few:,}"
+    rows.append(row(name, attributions, few, examined.naive.get("attributions")))
+    if examined.trained:
+        rows.append(["models trained beside it", f"{beside:.0f}", "–", "–", "–"])
+    rows.append(["everything", f"{everything:.0f}", "–", "–", "–"])
     head = ["seconds", f"{reviews:,} reviews", "a review", "a review, naive loop", "times as long"]
     return ["", "### Time", "", *_table(head, rows)]
 
