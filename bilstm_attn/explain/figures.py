@@ -34,7 +34,7 @@ def draw_violins(examined: Examined, values: np.ndarray, label: str, most: float
                     )
                     parts["bodies"][0].set_color(colour)
                     parts["cmedians"].set_color(colour)
-            axes.plot([], [], color=colour, label=answer)
+            axes.plot([], [], color=colour, label=f"answer {answer}")
         edges = [
             f"{number / BINS:.2g}–{(number + 1) / BINS:.2g}\n{(bins == number).sum():,} reviews"
             for number in range(BINS)
@@ -42,7 +42,7 @@ def draw_violins(examined: Examined, values: np.ndarray, label: str, most: float
         axes.set_yticks(range(BINS), edges)
         axes.set(xlim=(0, most), ylim=(-0.6, BINS - 0.4))
         axes.set(xlabel=label, ylabel="greatest attention weight")
-        axes.legend(title="answer", frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
     return _figure(draw)
 
