@@ -19,6 +19,7 @@ from bilstm_attn.sharding import make_mesh
 from bilstm_attn.terminal import Show
 
 STEPS, REVIEWS, SILENT, WORDS = 12, 700, 150, 20
+QUIET = Show(quiet=True)
 CONFIG = Config(
     data=DataConfig(max_tokens=STEPS, batch_size=48, bucket_edges=()),
     model=ModelConfig(
@@ -70,12 +71,8 @@ def planted() -> Planted:
     for row, (start, stop) in enumerate(zip(held_out.starts, held_out.stops, strict=True)):
         tokens[row, : stop - start + 1] = [1, *ids[start:stop]]
     model, mesh = Model(CONFIG.model, WORDS), make_mesh(CONFIG.data.batch_size, 2)
-    params = fit(Labels(), model, training, CONFIG, mesh, bar, epochs=12)
+    params = fit(Labels(), model, training, CONFIG, mesh, QUIET, epochs=12)
     return Planted(model, params, training, held_out, tokens, places[-100:] + 1, mesh)
-
-
-def bar(what: str, total: int):
-    return Show(quiet=True).bar(what, total, 0)
 
 
 def keys_of(reviews: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from planted import CONFIG, planted
+from planted import CONFIG, QUIET, planted
 from scipy.stats import kendalltau
 from tiny import error_of, script, tiny_run, train
 
@@ -34,7 +34,6 @@ from bilstm_attn.explain.report import PUBLISHED, as_html, markdown
 from bilstm_attn.explain.subject import take
 from bilstm_attn.metrics import sigmoid
 from bilstm_attn.run import Run
-from bilstm_attn.terminal import Show
 
 examine = script("examine")
 REVIEWS = 12
@@ -283,7 +282,7 @@ def asked():
     """The planted model, some reviews, and who asks about them."""
     made = planted()
     examples = take(made.held_out, FEW)
-    return Examiner(made.model, made.params, examples, CONFIG.data, made.mesh, Show(quiet=True))
+    return Examiner(made.model, made.params, examples, CONFIG.data, made.mesh, QUIET)
 
 
 def given_to_model():

@@ -1,6 +1,8 @@
 """Models trained beside another one: adversaries, guided perceptrons, frozen attention."""
 
 import dataclasses
+import io
+import re
 from functools import cache, partial
 
 import jax
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from planted import CONFIG, STEPS, WORDS, bar, planted
+from planted import CONFIG, QUIET, STEPS, WORDS, planted
+from rich.console import Console
 from scipy.stats import entropy
 
 from bilstm_attn.data.batches import plan_epoch, read_batch
@@ -27,6 +30,7 @@ from bilstm_attn.explain.wiegreffe_pinter import (
 )
 from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective
+from bilstm_attn.terminal import Show
 from bilstm_attn.types import Batch, Sums
 
 
@@ -71,7 +75,7 @@ def test_model_that_is_fitted_learns():
 def adversary(strength: float) -> dict:
     made = planted()
     given = made.model, made.training, dataclasses.replace(CONFIG, seed=1), made.mesh
-    return fit(Adversary(strength), *given, bar, epochs=12, base=base(), select="least_loss")
+    return fit(Adversary(strength), *given, QUIET, epochs=12, base=base(), select="least_loss")
 
 
 def apart(params) -> tuple[float, float]:
@@ -97,7 +101,7 @@ def test_adversary_gives_the_bases_answers_and_the_stronger_it_is_other_attentio
 @pytest.mark.slow
 def test_frozen_parameters_stay_as_they_were():
     made = planted()
-    given = made.model, made.training, CONFIG, made.mesh, bar
+    given = made.model, made.training, CONFIG, made.mesh, QUIET
     fitted = fit(Adversary(0.1), *given, epochs=1, base=base(), frozen=("attention",))
     # It began as the base did, whose attention has moved since.
     first = fit(Labels(), *given, epochs=0)
@@ -131,7 +135,7 @@ def test_perceptron_learns_under_a_guide_and_alone(guided):
     made = planted()
     config = dataclasses.replace(CONFIG.model, encoder="token_wise")
     perceptron = Model(config, WORDS)
-    given = perceptron, made.training, CONFIG, made.mesh, bar
+    given = perceptron, made.training, CONFIG, made.mesh, QUIET
     params = fit(Labels(guided), *given, epochs=6, base=base() if guided else None)
     # Under a guide, its own attention is not asked, and learns nothing.
     first = fit(Labels(guided), *given, epochs=0)
@@ -170,7 +174,7 @@ class Rising(Objective):
 @pytest.mark.slow
 def test_parts_begin_as_they_are_given():
     made = planted()
-    given = Labels(), made.model, made.training, CONFIG, made.mesh, bar
+    given = Labels(), made.model, made.training, CONFIG, made.mesh, QUIET
     start = {name: part for name, part in made.params.items() if name != "attention"}
     random, begun = fit(*given, epochs=0), fit(*given, epochs=0, start=start)
     jax.tree.map(
@@ -183,17 +187,21 @@ def test_parts_begin_as_they_are_given():
 @pytest.mark.slow
 def test_epoch_of_the_least_loss_is_taken_if_asked_for():
     made = planted()
-    given = Rising(), made.model, made.training, CONFIG, made.mesh, bar
+    show = Show(Console(file=(said := io.StringIO())))
+    given = Rising(), made.model, made.training, CONFIG, made.mesh, show
     first, last = (fit(*given, epochs=epochs)["logit"]["kernel"] for epochs in (1, 2))
     assert last.sum() > first.sum()
     least = fit(*given, epochs=2, select="least_loss")["logit"]["kernel"]
     np.testing.assert_array_equal(least, first)
+    losses = re.findall(r"epoch (\d)/2  loss (-?\d+\.\d{4})\n", said.getvalue())
+    assert [epoch for epoch, _ in losses] == ["1", "2", "1", "2"]
+    assert float(losses[0][1]) < float(losses[1][1])
 
 
 @pytest.mark.slow
 def test_loss_that_is_no_number_is_a_line():
     made = planted()
     said = base()._replace(logits=np.full(made.training.size, np.nan, np.float32))
-    given = Adversary(0.0), made.model, made.training, CONFIG, made.mesh, bar
+    given = Adversary(0.0), made.model, made.training, CONFIG, made.mesh, QUIET
     with pytest.raises(UserError, match=r"not finite in epoch 1; give --epochs 0"):
         fit(*given, epochs=1, base=said)

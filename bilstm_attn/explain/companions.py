@@ -234,7 +234,7 @@ class Companions:
             self._member.training,
             dataclasses.replace(subject.config, seed=(subject.config.seed + 1) % 2**32),
             subject.mesh,
-            lambda what, total: subject.show.bar(what, total, 0),
+            subject.show,
             **{"epochs": self.epochs, "vectors": self._member.vectors()} | how,
         )
 

@@ -7,8 +7,8 @@ it.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from bilstm_attn.model import Model
 from bilstm_attn.objectives import Objective, cross_entropy, labelled
 from bilstm_attn.optim import make_optimizer
 from bilstm_attn.sharding import place_rows, place_whole
+from bilstm_attn.terminal import Show
 from bilstm_attn.train_step import Groups, initial_state, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Sums, Tokens, Weights
 from bilstm_attn.vectors import WordVectors
@@ -102,7 +103,7 @@ def fit(
     examples: Examples,
     config: Config,
     mesh: Mesh,
-    bar: Callable[[str, int], Any],
+    show: Show,
     *,
     epochs: int,
     start: Params | None = None,
@@ -140,7 +141,7 @@ def fit(
     noise = place_whole(stream(jax.random.key(config.seed), "dropout"), mesh)
     least, chosen = np.inf, jax.device_get(state.params)
     for epoch in range(epochs):
-        with bar(f"epoch {epoch + 1}/{epochs}", examples.size) as drawn:
+        with show.bar(f"epoch {epoch + 1}/{epochs}", examples.size, 0) as drawn:
             for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch):
                 groups = read_batch(examples, plan, config.data)
                 if base is not None:
@@ -155,6 +156,7 @@ def fit(
                 f"the loss of a model trained beside the run is not finite in epoch {epoch + 1}; "
                 "give --epochs 0, or a run with a lower --optim.learning-rate"
             )
+        show.say(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
         if select == "last" or loss < least:
             least, chosen = loss, jax.device_get(state.params)
         state = state._replace(sums=place_whole(zero_sums(), mesh))
