@@ -79,7 +79,8 @@ def draw_trade_off(examined: Examined) -> bytes:
                 f"λ {strength:g}",
                 (one.divergence, one.change),
                 textcoords="offset points",
-                xytext=(5, -12 if number % 2 else 5),  # since some lie beside each other
+                # Below and above in turn, since some lie beside each other.
+                xytext=(5, -12) if number % 2 else (-4, 8),
                 fontsize=8,
             )
         seeds, names = examined.seeds, [one.name for one in examined.seeds]
