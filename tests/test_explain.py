@@ -189,7 +189,7 @@ def test_page_works_in_a_browser(tmp_path, page):
         told = at.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
         assert [name for name, _ in told] == [label_of(name) for name in reviews[2].weights]
         for (_, shown), weights in zip(told, reviews[2].weights.values(), strict=True):
-            assert float(shown) == pytest.approx(weights[3], rel=1e-3)
+            assert float(shown) == pytest.approx(weights[3], rel=1e-4)
         # Markup is shown, not run.
         at.open((tmp_path / "markup.html").as_uri() + "#by=leave_one_out&theme=dark")
         assert at.run("document.querySelector('.text').textContent") == MARKUP

@@ -10,7 +10,7 @@ from bilstm_attn.explain.attribution import Attribution
 from bilstm_attn.explain.reviews import Explained
 
 TEMPLATE = Path(__file__).with_name("page.html")
-DIGITS = 5  # of a weight
+DIGITS = 5  # of a weight, here and under the pointer
 
 
 def label_of(name: str) -> str:
