@@ -26,7 +26,7 @@ class Arguments:
     """Of how many of them every attribution's faithfulness is measured."""
     seed: int = 0
     """Draws them."""
-    strengths: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1)
+    strengths: tuple[float, ...] = (0.0, 1e-3, 3e-3, 1e-2, 1e-1)
     """Of the trained adversary: how much another attention is worth against another answer."""
     epochs: int | None = None
     """Of the models trained beside each run, as many as its own by default; 0 trains none."""
