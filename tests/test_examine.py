@@ -27,6 +27,7 @@ from bilstm_attn.explain.examine import (
     examine_attributions,
 )
 from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
+from bilstm_attn.explain.figures import label_points
 from bilstm_attn.explain.findings import EVEN, Examined, Trained
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import Naive
@@ -184,6 +185,15 @@ def test_adversary_taken_is_the_furthest_of_those_that_answer_alike():
     assert furthest(trade_off, within=0.05) == 1
     assert furthest(trade_off, within=1.0) == 2
     assert furthest(trade_off, within=0.001) == 0  # none does: the nearest
+
+
+def test_strengths_whose_points_lie_on_each_other_share_a_label():
+    found = [(0.0, 0.1, 0.3), (0.001, 0.101, 0.301), (0.01, 0.1, 0.4), (0.1, 0.2, 0.4)]
+    points = [(at, Trained("one", 0.9, change, [apart])) for at, change, apart in found]
+    expected = [((0.3, 0.1), "λ 0, 0.001"), ((0.4, 0.1), "λ 0.01"), ((0.4, 0.2), "λ 0.1")]
+    assert label_points(points) == expected
+    nothing = [(0.0, Trained("one", 0.9, 0.0, [0.0]))]
+    assert label_points(nothing) == [((0.0, 0.0), "λ 0")]
 
 
 @pytest.mark.slow

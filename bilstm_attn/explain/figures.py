@@ -3,12 +3,12 @@
 import io
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from bilstm_attn.explain.findings import Examined
+from bilstm_attn.explain.findings import Examined, Trained
 
 MOST = math.log(2)  # of a Jensen-Shannon divergence, in nats
 CLASSES = (("negative", "tab:orange"), ("positive", "tab:blue"))
@@ -74,13 +74,14 @@ def draw_trade_off(examined: Examined) -> bytes:
             color="tab:purple",
             label="trained adversary",
         )
-        for number, (strength, one) in enumerate(examined.trade_off):
+        for number, (place, label) in enumerate(label_points(examined.trade_off)):
             axes.annotate(
-                f"λ {strength:g}",
-                (one.divergence, one.change),
+                label,
+                place,
                 textcoords="offset points",
                 # Below and above in turn, since some lie beside each other.
-                xytext=(5, -12) if number % 2 else (-4, 8),
+                xytext=(-3, 6) if number % 2 else (5, -12),
+                horizontalalignment="right" if number % 2 else "left",
                 fontsize=8,
             )
         seeds, names = examined.seeds, [one.name for one in examined.seeds]
@@ -103,6 +104,23 @@ def draw_trade_off(examined: Examined) -> bytes:
         axes.legend(frameon=False)
 
     return _figure(draw)
+
+
+def label_points(
+    trade_off: Sequence[tuple[float, Trained]],
+) -> list[tuple[tuple[float, float], str]]:
+    """Returns where to write which strengths: one label for points that lie on each other."""
+    top = max(one.change for _, one in trade_off) or 1.0
+    labels: list[tuple[tuple[float, float], str]] = []
+    for strength, one in trade_off:
+        place = one.divergence or 0.0, one.change
+        if labels:
+            last, label = labels[-1]
+            if math.hypot((place[0] - last[0]) / MOST, (place[1] - last[1]) / top) < 0.03:
+                labels[-1] = last, f"{label}, {strength:g}"
+                continue
+        labels.append((place, f"λ {strength:g}"))
+    return labels
 
 
 def _figure(draw: Callable[[Any], None]) -> bytes:
