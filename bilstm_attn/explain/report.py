@@ -160,7 +160,7 @@ def _attributions(found: Attributions) -> list[str]:
         "",
         "### How faithful each attribution is",
         "",
-        f"Means over {len(errors):,} of the reviews; ↑ higher is better, ↓ lower is. "
+        f"Means over {len(errors):,} reviews; ↑ higher is better, ↓ lower is. "
         + ABOUT_MEASURES,
         "",
         f"Integrated gradients add up to the logit's change to within {np.median(errors):.2g} in "
