@@ -162,8 +162,8 @@ def _attributions(found: Attributions) -> list[str]:
         "",
         f"Means over {len(errors):,} reviews; ↑ higher is better, ↓ lower is. " + ABOUT_MEASURES,
         "",
-        f"Integrated gradients add up to the logit's change to within "
-        f"{np.percentile(errors, 90):.2g} in nine of ten reviews, and {errors.max():.2g} in the worst.",
+        "Integrated gradients add up to the logit's change to within "
+        f"{np.percentile(errors, 90):.2g} in nine of ten reviews, {errors.max():.2g} in the worst.",
         "",
         *_table(head, rows),
         "",
