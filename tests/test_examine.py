@@ -13,10 +13,7 @@ from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.explain.companions import furthest
-from bilstm_attn.explain.examine import (
-    Attributions,
-    JainWallace,
-)
+from bilstm_attn.explain.examine import Attributions, JainWallace
 from bilstm_attn.explain.figures import label_points
 from bilstm_attn.explain.findings import EVEN, Examined, Trained
 from bilstm_attn.explain.kept import Kept
@@ -206,24 +203,30 @@ def test_with_no_epochs_nothing_is_trained_beside_it(examined, tmp_path, capsys)
     assert "adversary, λ" not in report
 
 
-def test_adversaries_that_answer_unlike_the_base_are_said_to():
+def report_of(change: float = 0.4, errors: tuple[float, ...] = (0.0,)) -> str:
+    """Returns the report of one model, by its adversary's change and completeness errors."""
     numbers, one = np.array([0.5]), Agreement(np.array([np.nan]), np.array([np.nan]))
     pairs = ("attention, gradient", "attention, leave one out", "gradient, leave one out")
-    alike = dict.fromkeys(pairs, one)
-    attention = JainWallace(numbers, numbers, numbers, numbers, alike, {})
-    nothing = Attributions({}, {}, np.zeros(1))
+    attention = JainWallace(numbers, numbers, numbers, numbers, dict.fromkeys(pairs, one), {})
+    trade_off = [(0.0, Trained("adversary, λ 0", 0.6, change, [0.3]))]
+    even = Trained(EVEN, 0.9, 0.1, [0.2])
+    seconds = {"attention": 1.0, "attributions 1": 2.0}
+    found = attention, Attributions({}, {}, np.array(errors)), {}, [even], trade_off, seconds
+    return markdown([Examined("a|b", "about", np.array([1]), *found)], {"a|b": {}})
 
-    def report(change: float) -> str:
-        trade_off = [(0.0, Trained("adversary, λ 0", 0.6, change, [0.3]))]
-        even = Trained(EVEN, 0.9, 0.1, [0.2])
-        seconds = {"attention": 1.0, "attributions 1": 2.0}
-        of_one = np.array([1]), attention, nothing, {}, [even], trade_off, seconds
-        return markdown([Examined("a|b", "about", *of_one)], {"a|b": {}})
 
+def test_adversaries_that_answer_unlike_the_base_are_said_to():
     said = "No adversary answers as the model does"
-    assert said in report(0.4)
-    assert said not in report(0.05)
-    assert "| published | a\\|b |" in report(0.4)
+    assert said in report_of(change=0.4)
+    assert said not in report_of(change=0.05)
+    assert "| published | a\\|b |" in report_of()
+
+
+def test_completeness_is_said_of_nine_in_ten_reviews_and_of_the_worst():
+    errors = (*map(float, range(10)), 70.0)
+    report = report_of(errors=errors)
+    assert "Means over 11 reviews" in report
+    assert "to within 9 in nine of ten reviews, 70 in the worst." in report
 
 
 def test_markup_in_a_name_is_text():

@@ -18,7 +18,7 @@ from bilstm_attn.config import differences
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import Attributed
 from bilstm_attn.explain.examine import logits_and_attention
-from bilstm_attn.explain.findings import EVEN, Trained
+from bilstm_attn.explain.findings import EVEN, TradeOff, Trained
 from bilstm_attn.explain.subject import Subject, digest_of_model
 from bilstm_attn.explain.wiegreffe_pinter import Adversary, Base, Labels, fit, logits_under
 from bilstm_attn.member import Member
@@ -31,7 +31,6 @@ from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 from bilstm_attn.vectors import require_digest
 
 AdversaryStart = Literal["base", "random"]
-TradeOff = Sequence[tuple[float, Trained]]  # adversaries by their strength, rising
 
 
 def furthest(trade_off: TradeOff, within: float) -> float:

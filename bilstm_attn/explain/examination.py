@@ -19,20 +19,14 @@ from bilstm_attn.config import BackendChoice, require, require_seed
 from bilstm_attn.data.batches import random_numbers
 from bilstm_attn.data.cache import DataPlaces, prepare_tokens
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.companions import (
-    AdversaryStart,
-    Companions,
-    TradeOff,
-    furthest,
-    other_seeds,
-)
+from bilstm_attn.explain.companions import AdversaryStart, Companions, furthest, other_seeds
 from bilstm_attn.explain.examine import (
     Attributions,
     JainWallace,
     examine_attention,
     examine_attributions,
 )
-from bilstm_attn.explain.findings import EVEN, Examined
+from bilstm_attn.explain.findings import EVEN, Examined, TradeOff
 from bilstm_attn.explain.kept import Kept
 from bilstm_attn.explain.naive import time_naive
 from bilstm_attn.explain.report import write_report
@@ -185,7 +179,7 @@ def examine(
         Attributions.from_json(attributions),
         naive,
         trained,
-        list(trade_off),
+        trade_off,
         kept.seconds,
     )
 

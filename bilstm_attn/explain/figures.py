@@ -3,12 +3,12 @@
 import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from bilstm_attn.explain.findings import Examined, Trained
+from bilstm_attn.explain.findings import Examined, TradeOff
 
 MOST = math.log(2)  # of a Jensen-Shannon divergence, in nats
 CLASSES = (("negative", "tab:orange"), ("positive", "tab:blue"))
@@ -106,9 +106,7 @@ def draw_trade_off(examined: Examined) -> bytes:
     return _figure(draw)
 
 
-def label_points(
-    trade_off: Sequence[tuple[float, Trained]],
-) -> list[tuple[tuple[float, float], str]]:
+def label_points(trade_off: TradeOff) -> list[tuple[tuple[float, float], str]]:
     """Returns where to write which strengths: one label for points that lie on each other."""
     top = max(one.change for _, one in trade_off) or 1.0
     labels: list[tuple[tuple[float, float], str]] = []

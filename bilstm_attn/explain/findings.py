@@ -1,5 +1,6 @@
 """What an examination finds out about one model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ class Trained(NamedTuple):
         return None if self.divergences is None else float(np.mean(self.divergences))
 
 
+TradeOff = Sequence[tuple[float, Trained]]  # adversaries by their strength, rising
+
+
 class Examined(NamedTuple):
     """Everything that was found about one model."""
 
@@ -33,7 +37,7 @@ class Examined(NamedTuple):
     attributions: Attributions
     naive: dict[str, float]  # seconds of a review's experiments, as loops over words and draws
     trained: list[Trained]
-    trade_off: list[tuple[float, Trained]]  # by the adversary's strength, rising
+    trade_off: TradeOff
     seconds: dict[str, float]  # that each piece took
 
     @property

@@ -114,7 +114,8 @@ def damages(lab: Lab, number: int) -> list[Trial]:
     """Flips a bit of, or cuts, one file: of a half-finished run, its data, or a cache."""
     half = lab.new()
     lab.train(half, kill_at_write=int(0.8 * lab.reference.ended.writes))
-    lab.evaluate(half)
+    evaluated = lab.evaluate(half)
+    assert evaluated.status == 0, evaluated.said
     trials = []
     while len(trials) < number:
         for kind, below in DAMAGED.items():
