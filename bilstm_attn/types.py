@@ -17,7 +17,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Tokens = Int[Array, "b t"]
-Places = Int[Array, "t b"]  # which of a review's tokens stands there, where some were left out
+Positions = Int[Array, "t b"]  # which of a review's tokens stands there, where some were left out
 Lengths = Int[Array, " b"]
 Mask = Bool[Array, "t b"]  # true at a review's own tokens
 Inputs = Float[Array, "t b e"]
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     length: Int[Array, " b"]
     label: Int[Array, " b"]  # 1 positive, 0 negative, -1 unlabelled
     weight: Float[Array, " b"]
-    beside: Any = ()  # arrays `[b ...]` of what else an objective needs to know of them
+    extras: Any = ()  # arrays `[b ...]` of what else an objective needs to know of them
 
 
 class Output(NamedTuple):

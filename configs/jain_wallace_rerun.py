@@ -2,7 +2,8 @@
 
 The model of `jain_wallace`, with nothing held out. Test is looked at after each epoch and nothing
 is selected on it; the authors' code selects the epoch on test in some versions and takes the last
-one in others. Their test part is a fifth of these reviews, as `scripts/examine.py` draws it.
+one in others. Their test part is a fifth of these reviews, as
+`scripts/study_attention.py` draws it.
 
 Source: github.com/successar/AttentionExplanation.
 Run:    python scripts/train.py jain_wallace_rerun
@@ -16,7 +17,7 @@ from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, Tra
 
 config = Config(
     data=DataConfig(
-        validation_reviews=0,
+        validation_examples=0,
         vocabulary_size=14_000,
         max_tokens=400,
         drop_longer=True,
@@ -34,5 +35,5 @@ config = Config(
         head_dropout=0.0,
     ),
     optim=OptimConfig(epsilon=1e-8 / 32, amsgrad=True, l2_penalty=1e-5 / 32),
-    train=TrainConfig(epochs=8, each_epoch="test", select="last"),
+    train=TrainConfig(epochs=8, eval_split="test", select="last"),
 )

@@ -11,6 +11,6 @@ Result: held-out accuracy 87.82, 88.72, 88.48 % after epochs 1, 2, 3, seed 0 alo
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 
 config = Config(
-    data=DataConfig(dataset="movie_reviews", validation_reviews=5000),
+    data=DataConfig(dataset="movie_reviews", validation_examples=5000),
     train=TrainConfig(epochs=3, select="last"),
 )

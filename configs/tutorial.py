@@ -12,6 +12,6 @@ Result: 87.19 ± 1.00, 87.96 ± 0.20, 87.59 ± 0.32 % after epochs 1, 2, 3; seed
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 
 config = Config(
-    data=DataConfig(validation_reviews=0),
-    train=TrainConfig(epochs=3, each_epoch="test", select="last"),
+    data=DataConfig(validation_examples=0),
+    train=TrainConfig(epochs=3, eval_split="test", select="last"),
 )

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import arg
 
-from bilstm_attn.config import DataConfig, ModelConfig, Products, require
-from bilstm_attn.data.cache import DataPlaces, prepare_tokens
-from bilstm_attn.process import use_cuda_graphs
-from bilstm_attn.terminal import Show, parse, run_script
+from bilstm_attn.config import DataConfig, MatmulPrecision, ModelConfig, require
+from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.console import Console
+from bilstm_attn.runtime.xla_flags import use_cuda_graphs
 
 QUICK = ("ours, native", "ours, scan", "flax", "torch padded")
 
@@ -29,7 +30,7 @@ class Arguments:
     """Where all of them run."""
     hidden_size: tuple[int, ...] = (64,)
     """Hidden units of one direction; several make a table each."""
-    products: tuple[Products, ...] = ("float32",)
+    matmul_precision: tuple[MatmulPrecision, ...] = ("float32",)
     """What products are computed in: bfloat16 by ours and torch's alone, tensorfloat32 on a GPU;
     several make a table each."""
     batch_size: int = 256
@@ -47,7 +48,9 @@ class Arguments:
     """Time training steps at other lengths, batches, sizes and numbers of devices instead."""
     out: Path | None = None
     """Where to write every measurement, as JSON."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -65,16 +68,11 @@ def main(arguments: list[str]) -> int:
     for size in parsed.hidden_size:
         require(size > 0, f"--hidden-size must be above 0, got {size}")
     require(parsed.epoch_steps >= 0, f"--epoch-steps must be at least 0, got {parsed.epoch_steps}")
-    from bilstm_attn.benchmark import compare  # after parsing: jax takes seconds to import
+    from bilstm_attn.benchmark import compare
     from bilstm_attn.benchmark.peers import PEERS
     from bilstm_attn.benchmark.worker import Work
-    from bilstm_attn.data.batches import (
-        BatchPlan,
-        count_vocabulary,
-        plan_epoch,
-        read_batch,
-        select_examples,
-    )
+    from bilstm_attn.data.batches import BatchPlan, plan_epoch, read_batch
+    from bilstm_attn.data.splits import count_vocabulary, select_examples
 
     if parsed.quick:
         parsed = dataclasses.replace(
@@ -83,8 +81,8 @@ def main(arguments: list[str]) -> int:
     wanted = parsed.peers or ("",)
     names = [name for name in PEERS if any(part in name for part in wanted)]
     require(bool(names), f"--peers must be parts of {', '.join(PEERS)}; got {parsed.peers}")
-    show = Show()
-    tokens = prepare_tokens(parsed.dataset, parsed.places, show)
+    console = Console()
+    tokens = prepare_tokens(parsed.dataset, parsed.locations, console)
     split, rows = tokens.split("train"), np.arange(len(tokens.split("train").labels))
     vocabulary = count_vocabulary(split, rows, tokens.lexicon(), DataConfig().vocabulary_size)
 
@@ -113,12 +111,12 @@ def main(arguments: list[str]) -> int:
 
     if parsed.grow:
         on_gpu = parsed.device == "gpu"
-        records = compare.grow(names, make_work, show, rounds=2, on_gpu=on_gpu)
-        show.say(compare.growth_table(records))
+        records = compare.grow(names, make_work, console, rounds=2, on_gpu=on_gpu)
+        console.print(compare.growth_table(records))
     else:
         work = make_work(parsed.batch_size, DataConfig().max_tokens, parsed.epoch_steps)
         reviews = len(rows_for(DataConfig().max_tokens))
-        show.say(
+        console.print(
             f"{len(work.batch.length)} reviews padded to {work.batch.tokens.shape[1]}, "
             f"{int(work.batch.length.sum()):,} tokens of their own; one review of "
             f"{int(work.one.length[0])}; an epoch of {reviews:,} reviews, by {len(work.epoch)} "
@@ -126,21 +124,23 @@ def main(arguments: list[str]) -> int:
         )
         steps_an_epoch = -(-reviews // parsed.batch_size)
         records = []
-        for size, products in itertools.product(parsed.hidden_size, parsed.products):
-            config = ModelConfig(hidden_size=size, products=products)
+        for size, matmul_precision in itertools.product(
+            parsed.hidden_size, parsed.matmul_precision
+        ):
+            config = ModelConfig(hidden_size=size, matmul_precision=matmul_precision)
             measured = compare.compare(
                 names,
                 work,
-                show,
+                console,
                 rounds=parsed.rounds,
                 starts=1 if parsed.quick else 2,
                 config=config,
                 on_gpu=parsed.device == "gpu",
             )
-            show.say(f"{size} hidden units, products in {products}")
-            show.say(compare.table(measured, steps_an_epoch / max(len(work.epoch), 1)))
-            show.say(compare.share_of_peak(measured, work, config))
-            setting = {"hidden": size, "products": products}
+            console.print(f"{size} hidden units, matmuls in {matmul_precision}")
+            console.print(compare.table(measured, steps_an_epoch / max(len(work.epoch), 1)))
+            console.print(compare.share_of_peak(measured, work, config))
+            setting = {"hidden": size, "matmul_precision": matmul_precision}
             records += [{"setting": setting} | record for record in measured]
     if parsed.out:
         parsed.out.write_text(json.dumps(records))

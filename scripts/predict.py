@@ -13,9 +13,10 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.config import require
 from bilstm_attn.errors import UserError
-from bilstm_attn.process import use_cuda_graphs
-from bilstm_attn.terminal import parse, run_script, shade_words
-from bilstm_attn.text import decode_utf8
+from bilstm_attn.explain.text_shading import shade_words
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.files import decode_utf8
+from bilstm_attn.runtime.xla_flags import use_cuda_graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,10 @@ def show_prediction(prediction, top: int) -> None:
     words = (f"{prediction.text[word.start : word.stop]} {word.weight:.3f}" for word in listed)
     console.print("most attention  " + ", ".join(words), markup=False)
     least = min(word.weight for word in prediction.words)
-    places = [(word.start, word.stop) for word in prediction.words]
+    spans = [(word.start, word.stop) for word in prediction.words]
     # From the least, so that attention that is nearly even still shows where it is not.
     weights = [word.weight - least for word in prediction.words]
-    shaded = shade_words(prediction.text, places, weights, signed=False)
+    shaded = shade_words(prediction.text, spans, weights, signed=False)
     if console.color_system:
         console.print(shaded)
 
@@ -67,10 +68,10 @@ def main(arguments: list[str]) -> int:
         print("reading reviews from standard input, one a line", file=sys.stderr)
     if parsed.text is not None and parsed.file is not None:
         raise UserError("give a text or --file, not both")
-    from bilstm_attn.predict import Predictor, predict_lines  # after parsing: jax is slow to import
-    from bilstm_attn.run import Run
+    from bilstm_attn.inference.predict import Predictor, predict_lines
+    from bilstm_attn.training.run_dir import RunDir
 
-    predictor = Predictor(parsed.run if parsed.run.is_file() else Run(parsed.run).exported())
+    predictor = Predictor(parsed.run if parsed.run.is_file() else RunDir(parsed.run).exported())
     if parsed.text is not None:
         raw = parsed.text.encode("utf-8", "surrogateescape")
         show_prediction(predictor([decode_utf8(raw, "the text")])[0], parsed.top)

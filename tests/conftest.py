@@ -31,7 +31,7 @@ install_import_hook("bilstm_attn", "beartype.beartype")
 @pytest.fixture(scope="session")
 def done(tmp_path_factory) -> Path:
     """A folder with "cache", and a finished run in "runs"/tiny; copy before changing it."""
-    from tiny import trained  # after the hook, which must see the package's first import
+    from tiny_run import trained  # after the hook, which must see the package's first import
 
     return trained(tmp_path_factory)
 

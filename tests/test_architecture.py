@@ -1,127 +1,72 @@
-"""The house: imports go down the list of rooms, and only the named room touches a library."""
+"""The layers: a folder imports only from those above it, and only named files touch a library."""
 
 import ast
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bilstm_attn"
 
-# Reading order. A file imports only files above it.
-ROOMS = [
-    "errors",
-    "types",
-    "registry",
-    "config",
-    "process",
-    "text",
-    "vectors",
-    "terminal",
-    "data.imdb",
-    "data.sources",
-    "data.cache",
-    "data.batches",
-    "dropout",
-    "derivatives",
-    "products",
-    "kernels.native",
-    "kernels.step",
-    "kernels.pallas_gpu",
-    "kernels.pallas_tpu",
-    "kernels.pallas",
-    "recurrence",
-    "cells",
-    "encoder",
-    "attention",
-    "pooling",
-    "model",
-    "objectives",
-    "optim",
-    "metrics",
-    "linear",
-    "sharding",
-    "cluster",
-    "checkpoint",
-    "evaluate",
-    "predict",
-    "run",
-    "report",
-    "train_step",
-    "interruption",
-    "step_log",
-    "member",
-    "train",
-    "backend",
-    "session",
-    "verify",
-    "explain.chance",
-    "explain.subsets",
-    "explain.attribution",
-    "explain.faithfulness",
-    "explain.agreement",
-    "explain.jain_wallace",
-    "explain.naive",
-    "explain.wiegreffe_pinter",
-    "explain.reviews",
-    "explain.page",
-    "explain.picture",
-    "explain.session",
-    "explain.examine",
-    "explain.findings",
-    "explain.figures",
-    "explain.report",
-    "explain.kept",
-    "explain.subject",
-    "explain.companions",
-    "explain.examination",
-    "benchmark.peer",
-    "benchmark.ours",
-    "benchmark.flax_peer",
-    "benchmark.cudnn_peer",
-    "benchmark.keras_peer",
-    "benchmark.torch_peer",
-    "benchmark.peers",
-    "benchmark.worker",
-    "benchmark.compare",
+# Reading order: each layer imports only from those above it. The first is the files at the top.
+LAYERS = [
+    "",
+    "runtime",
+    "data",
+    "nn",
+    "inference",
+    "training",
+    "explain",
+    "studies",
+    "baselines",
+    "benchmark",
 ]
+# The only files that may import each library, as paths below the package.
+STUDY = "studies/attention_as_explanation"
 LIBRARIES = {
-    "tensorflow_datasets": {"data.imdb"},
-    "array_record": {"data.imdb"},
-    "orbax": {"checkpoint"},
-    "safetensors": {"checkpoint"},
-    "matplotlib": {"report", "explain.picture", "explain.figures"},
-    "sklearn": {"linear"},
-    "scipy": {"linear", "explain.agreement"},
-    "tyro": {"terminal"},
-    "markdown_it": {"explain.report"},
+    "tensorflow_datasets": {"data/imdb"},
+    "array_record": {"data/imdb"},
+    "orbax": {"training/checkpoint"},
+    "safetensors": {"inference/exported"},
+    "matplotlib": {"training/run_table", "explain/image", f"{STUDY}/figures"},
+    "sklearn": {"baselines/linear"},
+    "scipy": {"baselines/linear", "explain/agreement"},
+    "tyro": {"runtime/cli"},
+    "markdown_it": {f"{STUDY}/report"},
     "optax": {
-        "objectives",
-        "optim",
-        "train_step",
-        "explain.jain_wallace",
-        "explain.naive",
-        "explain.wiegreffe_pinter",
-        "benchmark.flax_peer",
-        "benchmark.cudnn_peer",
+        "training/objectives",
+        "training/optim",
+        "training/step",
+        f"{STUDY}/jain_wallace",
+        f"{STUDY}/reference_loops",
+        f"{STUDY}/wiegreffe_pinter",
+        "benchmark/flax_peer",
+        "benchmark/cudnn_peer",
     },
     "flax": {
-        "cells",
-        "encoder",
-        "attention",
-        "pooling",
-        "model",
-        "benchmark.ours",
-        "benchmark.flax_peer",
-        "benchmark.cudnn_peer",
+        "nn/cells",
+        "nn/encoder",
+        "nn/attention",
+        "nn/pooling",
+        "nn/model",
+        "benchmark/ours",
+        "benchmark/flax_peer",
+        "benchmark/cudnn_peer",
     },
 }
+FILES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
 
 
-def imports(room):
+def imports(file: str) -> set[str]:
     """Returns the modules that a file imports, anywhere in it."""
-    tree = ast.parse((PACKAGE / f"{room.replace('.', '/')}.py").read_text())
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse((PACKAGE / f"{file}.py").read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -129,25 +74,41 @@ def imports(room):
     return found
 
 
-def test_every_file_is_a_room():
-    files = {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert files == set(ROOMS)
+def layer(file: str) -> str:
+    return file.split("/")[0] if "/" in file else ""
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_down_the_list(room):
-    own = {name.removeprefix("bilstm_attn.") for name in imports(room)} & set(ROOMS)
-    allowed = set(ROOMS[: ROOMS.index(room)])
-    if room == "data.sources":  # late, since tfds is slow to import and may be missing
-        allowed |= {"data.imdb"}
-    assert own <= allowed
+def test_every_folder_is_a_layer():
+    assert {layer(file) for file in FILES} == set(LAYERS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_only_the_named_room_touches_a_library(room):
-    used = {name.split(".")[0] for name in imports(room)} & set(LIBRARIES)
-    assert {library for library in used if room not in LIBRARIES[library]} == set()
+@pytest.mark.parametrize("file", FILES)
+def test_imports_only_from_layers_above(file):
+    names = {name.removeprefix("bilstm_attn.").replace(".", "/") for name in imports(file)}
+    allowed = LAYERS[: LAYERS.index(layer(file)) + 1]
+    assert {name for name in names & set(FILES) if layer(name) not in allowed} == set()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_only_named_files_touch_a_library(file):
+    used = {name.split(".")[0] for name in imports(file)} & set(LIBRARIES)
+    assert {library for library in used if file not in LIBRARIES[library]} == set()
+
+
+def test_no_two_files_share_a_name():
+    counts = Counter(file.rsplit("/", 1)[-1] for file in FILES)
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_importing_the_model_loads_neither_terminal_nor_data_sources_nor_pallas():
+    # Flax imports rich by itself, so our own file that draws on a terminal stands for it.
+    code = (
+        "import sys, bilstm_attn.nn.model\n"
+        "heavy = ('bilstm_attn.runtime.console', 'tyro', 'tensorflow_datasets', "
+        "'bilstm_attn.data.sources', 'jax.experimental.pallas', 'orbax')\n"
+        "print(*[name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert done.stdout.split() == []

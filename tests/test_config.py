@@ -1,4 +1,4 @@
-"""Configs: what they accept, what they say, and that they come back as they were."""
+"""Configs: what they accept, what they notify, and that they come back as they were."""
 
 import dataclasses
 import importlib.util
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import error_of
+from tiny_run import error_of
 
 from bilstm_attn import config as checked
 from bilstm_attn.config import (
@@ -35,8 +35,8 @@ OTHER = Config(
     seed=3,
     data=DataConfig(
         dataset="movie_reviews",
-        validation_reviews=7,
-        train_reviews=9,
+        validation_examples=7,
+        train_examples=9,
         vocabulary_size=11,
         max_tokens=13,
         drop_longer=True,
@@ -60,8 +60,8 @@ OTHER = Config(
         attention_size=6,
         dense_size=7,
         head_dropout=0.0,
-        products="bfloat16",
-        recompute_gates=True,
+        matmul_precision="bfloat16",
+        remat=True,
     ),
     optim=OptimConfig(
         learning_rate=0.1,
@@ -80,7 +80,7 @@ OTHER = Config(
         microbatches=2,
         objective="another",
         objective_options={"e": True},
-        each_epoch="validation",
+        eval_split="validation",
         select="last",
     ),
 )
@@ -111,7 +111,7 @@ def test_json_gives_the_same_config_back():
     assert from_json(Config().to_json(), "there") == Config()
 
 
-ONLY = "train.each_epoch"  # its other value needs two more fields to change
+ONLY = "train.eval_split"  # its other value needs two more fields to change
 
 
 @pytest.mark.parametrize("path", sorted(set(leaves(OTHER)) - {ONLY}))
@@ -161,8 +161,8 @@ def test_saved_value_that_will_not_do_names_its_field(path, value, says):
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        (DataConfig, "validation_reviews", -1),
-        (DataConfig, "train_reviews", 0),
+        (DataConfig, "validation_examples", -1),
+        (DataConfig, "train_examples", 0),
         (DataConfig, "vocabulary_size", 4),
         (DataConfig, "max_tokens", 0),
         (DataConfig, "batch_size", 0),
@@ -203,7 +203,7 @@ def test_value_out_of_range_names_its_field_and_what_came(kind, field, value):
     ("kind", "field", "value", "wanted"),
     [
         ("DataConfig", "batch_size", 8.0, "int"),
-        ("DataConfig", "train_reviews", "all", "int | None"),
+        ("DataConfig", "train_examples", "all", "int | None"),
         ("DataConfig", "bucket_edges", [3, 5], "tuple[int, ...]"),
         ("ModelConfig", "hidden_size", "64", "int"),
         ("ModelConfig", "layers", True, "int"),
@@ -226,11 +226,11 @@ def test_unknown_choice_in_a_recipe_is_an_error():
 
 
 def test_nothing_may_be_selected_on_the_test_split():
-    held_out, none = DataConfig(), DataConfig(validation_reviews=0)
+    held_out, none = DataConfig(), DataConfig(validation_examples=0)
     for data, select in [(held_out, "last"), (none, "best")]:
-        message = error_of(Config, data=data, train=TrainConfig(each_epoch="test", select=select))
+        message = error_of(Config, data=data, train=TrainConfig(eval_split="test", select=select))
         assert "must select nothing" in message
-    Config(data=none, train=TrainConfig(each_epoch="test", select="last"))
+    Config(data=none, train=TrainConfig(eval_split="test", select="last"))
 
 
 def test_microbatches_that_do_not_divide_a_group_are_an_error():
@@ -242,8 +242,10 @@ def test_microbatches_that_do_not_divide_a_group_are_an_error():
 
 
 def test_validation_needs_reviews_held_out():
-    message = error_of(Config, data=DataConfig(validation_reviews=0))
-    assert message.startswith("data.validation_reviews must be above 0")
+    message = error_of(Config, data=DataConfig(validation_examples=0))
+    assert message.startswith(
+        "train.eval_split 'validation' needs data.validation_examples above 0"
+    )
 
 
 def test_edges_end_with_the_longest_review_that_is_read():

@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import script, trained
+from tiny_run import script, trained
 
-from bilstm_attn import session, verify
-from bilstm_attn.checkpoint import digest, load_model
 from bilstm_attn.config import Config, fields_of, from_json
-from bilstm_attn.data.batches import Examples, Part, plan_epoch, read_batch
+from bilstm_attn.data.batches import plan_epoch, read_batch
+from bilstm_attn.data.splits import Examples
+from bilstm_attn.data.tokenisers import SEPARATORS, tokenise, word_spans
+from bilstm_attn.data.vocabulary import clip
 from bilstm_attn.errors import UserError
-from bilstm_attn.predict import Predictor, predict_lines
-from bilstm_attn.text import SEPARATORS, clip, spans, tokenise
+from bilstm_attn.inference.exported import load_model
+from bilstm_attn.inference.predict import Predictor, predict_lines
+from bilstm_attn.runtime.devices import Part
+from bilstm_attn.runtime.files import tree_sha256
+from bilstm_attn.training import commands as session
+from bilstm_attn.training import reproduce as verify
 
 CASES = int(os.environ.get("CASES", "100"))  # of each test
 settings.register_profile("here", max_examples=CASES, deadline=None, database=None)
@@ -50,7 +55,7 @@ def predictor(model) -> Predictor:
 @given(texts)
 @example("İ")
 def test_words_are_lower_case_spans_of_the_text(text):
-    words, places = tokenise(text), spans(text)
+    words, places = tokenise(text), word_spans(text)
     assert [text[start:stop].lower() for start, stop in places] == words
     assert not any(set(word) & set(SEPARATORS + " ") for word in words)
 
@@ -173,7 +178,7 @@ def test_changed_model_file_is_refused_or_the_same(model, tmp_path_factory, data
         assert "\n" not in str(error)
     else:
         expected = load_model(model)
-        assert digest(found.params) == digest(expected.params)
+        assert tree_sha256(found.params) == tree_sha256(expected.params)
         assert found.config == expected.config
         assert found.vocabulary.words == expected.vocabulary.words
 

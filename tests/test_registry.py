@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 from flax import nnx
-from tiny import error_of
+from tiny_run import error_of
 
 from bilstm_attn.registry import fits, look_up, make
 

@@ -6,10 +6,10 @@ import sys
 
 import jax
 import pytest
-from tiny import ROOT, error_of, script, tiny_run, train
+from tiny_run import ROOT, error_of, script, tiny_run, train
 
-from bilstm_attn import session
 from bilstm_attn.config import recipe_names
+from bilstm_attn.training import commands as session
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ from bilstm_attn.config import recipe_names
         (["--devices", "8", "--data.batch-size", "16"], "must be at most the 4 of cpu, got 8"),
         (["--devices", "0"], "--devices must be above 0 and divide each group of 4"),
         (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
-        (["--data.validation-reviews", "60"], "movie_reviews has 60 training reviews"),
+        (["--data.validation-examples", "60"], "movie_reviews has 60 training reviews"),
         (
-            ["--train.each-epoch", "test", "--data.validation-reviews", "0"],
+            ["--train.eval-split", "test", "--data.validation-examples", "0"],
             "unknown split of movie_reviews 'test'; choose train, validation",
         ),
         (["--resume"], "holds no run to resume; leave out --resume"),
@@ -63,7 +63,7 @@ def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
     class Asked(Exception):
         pass
 
-    def train_no_further(members, model, **given):
+    def train_no_further(replicas, model, **given):
         raise Asked(jax.jit(model.init)(jax.random.key(0)))
 
     monkeypatch.setattr(session, "train", train_no_further)

@@ -16,8 +16,8 @@ import numpy as np
 
 from bilstm_attn.benchmark.worker import Work, make_params, save_work
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.metrics import sigmoid
-from bilstm_attn.terminal import Show
+from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.runtime.console import Console
 from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
@@ -119,7 +119,7 @@ class Worker:
 def start(
     names: Sequence[str],
     work: Work,
-    show: Show,
+    console: Console,
     *,
     starts: int = 1,
     **setting: Any,
@@ -143,7 +143,7 @@ def start(
                 if worker.missing is None:
                     records += worker.take_first_step(number)
                 if worker.missing is not None:
-                    show.say(f"{name}: unmeasured ({worker.missing})")
+                    console.print(f"{name}: unmeasured ({worker.missing})")
                     break
                 if worker.slow or number + 1 == starts:
                     workers.append(worker)
@@ -155,7 +155,7 @@ def start(
 def compare(
     names: Sequence[str],
     work: Work,
-    show: Show,
+    console: Console,
     *,
     rounds: int,
     starts: int,
@@ -168,8 +168,12 @@ def compare(
     takes a training step, then each an inference, and so on. The steps of an epoch come last.
     """
     expected = reference_logits(make_params(config), work.batch)
-    setting = {"hidden_size": config.hidden_size, "products": config.products, "on_gpu": on_gpu}
-    with start(names, work, show, starts=starts, **setting) as (workers, records):
+    setting = {
+        "hidden_size": config.hidden_size,
+        "matmul_precision": config.matmul_precision,
+        "on_gpu": on_gpu,
+    }
+    with start(names, work, console, starts=starts, **setting) as (workers, records):
 
         def ask(worker: Worker, command: str, number: int) -> None:
             record = worker.ask(command, number)
@@ -183,7 +187,7 @@ def compare(
             if worker.slow:
                 for command in ("logits", "one"):
                     ask(worker, command, 1)
-        with show.bar("rounds", rounds + 1, 0) as bar:
+        with console.bar("rounds", rounds + 1, 0) as bar:
             for number in range(rounds + 1):
                 for command in ("train", "logits", "layers", *["one"] * SINGLE):
                     for worker in workers:
@@ -191,7 +195,7 @@ def compare(
                             ask(worker, command, number)
                 records.append(multiply(number))
                 bar.advance(1)
-        with show.bar("epoch", 2 * len(workers), 0) as bar:
+        with console.bar("epoch", 2 * len(workers), 0) as bar:
             for number in range(2 if work.epoch else 0):
                 for worker in workers:
                     if not worker.slow:
@@ -289,7 +293,7 @@ def share_of_peak(records: Sequence[Record], work: Work, config: ModelConfig) ->
 def grow(
     names: Sequence[str],
     make_work: Callable[[int, int], Work],
-    show: Show,
+    console: Console,
     *,
     rounds: int,
     on_gpu: bool,
@@ -302,11 +306,11 @@ def grow(
     grown = [base | {field: value} for field, values in GROWTH.items() for value in values]
     settings = [setting for at, setting in enumerate(grown) if setting not in grown[:at]]
     records = []
-    with show.bar("settings", len(settings), 0) as bar:
+    with console.bar("settings", len(settings), 0) as bar:
         for setting in settings:
             work = make_work(setting["reviews"], setting["tokens"])
             sizes = {"hidden_size": setting["hidden"], "devices": setting["devices"] or None}
-            with start(names, work, show, on_gpu=on_gpu, **sizes) as (workers, _):
+            with start(names, work, console, on_gpu=on_gpu, **sizes) as (workers, _):
                 for number in range(rounds + 1):
                     for worker in workers:
                         record = worker.ask("train", number) | {"setting": setting}

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.experimental import rnn
 
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
-from bilstm_attn.dropout import dropout_mask
-from bilstm_attn.model import Classifier
+from bilstm_attn.nn.dropout import dropout_mask
+from bilstm_attn.nn.model import Classifier
 from bilstm_attn.types import Batch, Inputs, Keys, Lengths, Params, Query, States
 
 
@@ -57,7 +57,7 @@ class CudnnInJax(Peer):
         config = setting.config
         if not setting.on_gpu:
             raise Unmeasured("it is for gpu")
-        if config.products == "bfloat16":
+        if config.matmul_precision == "bfloat16":
             raise Unmeasured("it has no products in bfloat16")
         graph, _ = nnx.split(
             nnx.eval_shape(lambda: Classifier(config, VOCABULARY, "scan", rngs=nnx.Rngs(0)))
@@ -86,7 +86,7 @@ class CudnnInJax(Peer):
         self._optimizer_state = optimizer.init(self._params)
 
     def fill(self, params: Params) -> None:
-        """Places them on the device."""
+        """Positions them on the device."""
         self._params = jax.device_put(params)
 
     def logits(self, batch: Batch) -> np.ndarray:

@@ -22,7 +22,9 @@ class KerasOnJax(Peer):
         layers, ops = keras.layers, keras.ops
         if self.backend == "tensorflow":
             tf: Any = importlib.import_module("tensorflow")
-            tf.config.experimental.enable_tensor_float_32_execution(config.products != "float32")
+            tf.config.experimental.enable_tensor_float_32_execution(
+                config.matmul_precision != "float32"
+            )
 
         class Attention(layers.Layer):
             def __init__(self) -> None:

@@ -13,13 +13,13 @@ from jax.sharding import PartitionSpec
 
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
-from bilstm_attn.encoder import MADE_FOR, Recurrent, prepare_native, refusal
-from bilstm_attn.evaluate import make_logits_step
-from bilstm_attn.model import Model
-from bilstm_attn.objectives import CrossEntropy
-from bilstm_attn.optim import make_optimizer
-from bilstm_attn.sharding import AXIS, ROWS, WHOLE, make_mesh, place_rows, place_whole
-from bilstm_attn.train_step import TrainState, make_train_step, zero_sums
+from bilstm_attn.inference.evaluate import make_logits_step
+from bilstm_attn.nn.encoder import MADE_FOR, Recurrent, prepare_native, refusal
+from bilstm_attn.nn.model import Model
+from bilstm_attn.runtime.devices import AXIS, REPLICATED, SHARDED, make_mesh, replicate, shard_rows
+from bilstm_attn.training.objectives import CrossEntropy
+from bilstm_attn.training.optim import make_optimizer
+from bilstm_attn.training.step import TrainState, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Params
 
 
@@ -46,18 +46,18 @@ class Ours(Peer):
         )
         self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
         state = TrainState(jnp.int32(0), params, optimizer.init(params), zero_sums())
-        self._state = place_whole(jax.tree.map(jnp.array, state), self._mesh)
+        self._state = replicate(jax.tree.map(jnp.array, state), self._mesh)
         self._layers = self._make_layers(setting.config)
         self.fill(params)
 
     def fill(self, params: Params) -> None:
-        """Places them on the devices."""
-        self._params = {mesh: place_whole(params, mesh) for mesh in (self._mesh, self._alone)}
+        """Positions them on the devices."""
+        self._params = {mesh: replicate(params, mesh) for mesh in (self._mesh, self._alone)}
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits."""
         mesh = self._alone if len(batch.length) == 1 else self._mesh
-        return np.asarray(self._logits[mesh](self._params[mesh], place_rows(batch, mesh)))
+        return np.asarray(self._logits[mesh](self._params[mesh], shard_rows(batch, mesh)))
 
     def train(self, batch: Batch) -> None:
         """Takes a step."""
@@ -71,7 +71,7 @@ class Ours(Peer):
         jax.block_until_ready(self._state)
 
     def _begin_step(self, groups: tuple[Batch, ...]) -> None:
-        placed = place_rows(groups, self._mesh)
+        placed = shard_rows(groups, self._mesh)
         rows_of_device = min(len(group.length) for group in groups) // self._mesh.size
         most = max(1, rows_of_device // self.rows_at_once)
         step = self._step(max(n for n in range(1, most + 1) if rows_of_device % n == 0))
@@ -80,7 +80,7 @@ class Ours(Peer):
     def layers(self, batch: Batch) -> None:
         """Differentiates a sum over the states, in the layers' parameters and inputs."""
         keys = jax.random.split(jax.random.key(0), len(batch.length))
-        given = place_rows((batch, keys), self._mesh)
+        given = shard_rows((batch, keys), self._mesh)
         jax.block_until_ready(self._layers(self._params[self._mesh], *given))
 
     def _make_layers(self, config: ModelConfig) -> Any:
@@ -99,8 +99,8 @@ class Ours(Peer):
             jax.shard_map(
                 of_rows,
                 mesh=self._mesh,
-                in_specs=(WHOLE, ROWS, ROWS),
-                out_specs=(WHOLE, PartitionSpec(None, AXIS)),
+                in_specs=(REPLICATED, SHARDED, SHARDED),
+                out_specs=(REPLICATED, PartitionSpec(None, AXIS)),
                 check_vma=False,
             )
         )

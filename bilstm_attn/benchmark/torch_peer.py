@@ -23,10 +23,10 @@ class TorchPadded(Peer):
         if setting.on_gpu and not torch.cuda.is_available():
             raise Unmeasured("this torch sees no GPU")
         self._device = torch.device("cuda" if setting.on_gpu else "cpu")
-        self._rounded = config.products == "bfloat16"
+        self._rounded = config.matmul_precision == "bfloat16"
         # PyTorch takes TensorFloat32 in cuDNN without being asked.
-        torch.backends.cudnn.allow_tf32 = config.products != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = config.products != "float32"
+        torch.backends.cudnn.allow_tf32 = config.matmul_precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = config.matmul_precision != "float32"
         nn, run_layer = torch.nn, self.run_layer
 
         class Module(nn.Module):

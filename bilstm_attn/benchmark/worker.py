@@ -15,7 +15,7 @@ from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.benchmark.peers import PEERS
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.errors import UserError
-from bilstm_attn.model import Model
+from bilstm_attn.nn.model import Model
 from bilstm_attn.types import Batch, Params
 
 FIELDS = ("tokens", "length", "label", "weight")  # of a batch
@@ -116,7 +116,9 @@ def main(name: str, file: str, setting: str) -> None:
     devices, on_gpu = sizes.pop("devices"), sizes.pop("on_gpu")
     work, config = load_work(Path(file)), ModelConfig(**sizes)
     params = make_params(config)
-    jax.config.update("jax_default_matmul_precision", config.products)  # of the others in JAX
+    jax.config.update(
+        "jax_default_matmul_precision", config.matmul_precision
+    )  # of the others in JAX
     try:
         if on_gpu and (devices or 1) > 1 and not name.startswith("ours"):
             raise Unmeasured("it runs on one GPU")

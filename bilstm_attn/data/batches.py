@@ -1,32 +1,15 @@
 """Which reviews make which batch: pure functions of config, seed, epoch and step."""
 
-import zlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bilstm_attn.config import DataConfig
-from bilstm_attn.data.cache import Split
-from bilstm_attn.errors import UserError
-from bilstm_attn.text import PADDING, RESERVED, Vocabulary, clip
+from bilstm_attn.data.splits import Examples
+from bilstm_attn.data.vocabulary import PADDING, clip
+from bilstm_attn.runtime.devices import ALL_ROWS, Part
+from bilstm_attn.runtime.prng import numpy_generator
 from bilstm_attn.types import Batch
-
-
-class Examples(NamedTuple):
-    """Reviews of one part of a data set, in ids of a run's vocabulary."""
-
-    ids: np.ndarray  # int32, the whole split, flat
-    starts: np.ndarray  # int64[n]: example i's words are ids[starts[i]:stops[i]]
-    stops: np.ndarray
-    labels: np.ndarray  # int8[n]
-    rows: np.ndarray  # int64[n]: which reviews of the split they are
-    lengths: np.ndarray  # int64[n], in tokens, with the start token, after truncation
-
-    @property
-    def size(self) -> int:
-        """Number of reviews."""
-        return len(self.rows)
 
 
 class BatchPlan(NamedTuple):
@@ -41,78 +24,6 @@ class BatchPlan(NamedTuple):
         return int((self.slots >= 0).sum())
 
 
-class Part(NamedTuple):
-    """One of equal parts of a batch's rows, group by group: those of one process."""
-
-    number: int  # from 0
-    parts: int
-
-
-ALL_ROWS = Part(0, 1)
-
-
-def random_numbers(seed: int, stream: str, *more: int) -> np.random.Generator:
-    """Returns the generator of the named stream under `seed`."""
-    return np.random.default_rng([seed, zlib.crc32(stream.encode()), *more])
-
-
-def read_rows(split: Split, config: DataConfig) -> np.ndarray:
-    """Returns the rows of the reviews that the config reads, rising."""
-    rows = np.arange(len(split.labels))
-    return rows[split.counts + 1 <= config.max_tokens] if config.drop_longer else rows
-
-
-def draw_parts(rows: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which rows are the training and which the validation part, each rising.
-
-    Raises:
-      UserError: the config asks for more reviews than there are.
-    """
-    reviews = len(rows)
-    wanted = config.validation_reviews + (config.train_reviews or 1)
-    if wanted > reviews:
-        raise UserError(
-            f"{config.dataset} has {reviews} training reviews; data.validation_reviews "
-            f"{config.validation_reviews} and data.train_reviews {config.train_reviews} ask for "
-            f"{wanted}; lower one of them"
-        )
-    order = rows[random_numbers(seed, "split").permutation(reviews)]
-    rest = order[config.validation_reviews :]
-    return np.sort(rest[: config.train_reviews]), np.sort(order[: config.validation_reviews])
-
-
-def count_vocabulary(
-    split: Split, rows: np.ndarray, lexicon: Sequence[str], size: int
-) -> Vocabulary:
-    """Returns the `size - 4` most frequent words of reviews `rows`, ties by word."""
-    chosen = np.zeros(len(split.labels), bool)
-    chosen[rows] = True
-    words = split.words[np.repeat(chosen, split.counts)]
-    counts = np.bincount(words, minlength=len(lexicon))
-    # The lexicon is alphabetical, so a stable sort breaks ties by word.
-    ranked = np.argsort(-counts, kind="stable")[: size - RESERVED]
-    return Vocabulary([lexicon[int(word)] for word in ranked if counts[word] > 0])
-
-
-def select_examples(
-    split: Split,
-    rows: np.ndarray,
-    vocabulary: Vocabulary,
-    lexicon: Sequence[str],
-    max_tokens: int,
-) -> Examples:
-    """Returns reviews `rows` of `split` in ids of `vocabulary`."""
-    starts, stops = split.offsets[:-1][rows], split.offsets[1:][rows]
-    return Examples(
-        ids=vocabulary.encode(lexicon)[split.words],
-        starts=starts,
-        stops=stops,
-        labels=split.labels[rows],
-        rows=rows,
-        lengths=np.minimum(stops - starts + 1, max_tokens),
-    )
-
-
 def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -> list[BatchPlan]:
     """Returns the batches of a training epoch: every example once, in an order drawn by seed.
 
@@ -124,7 +35,7 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
     Deviation from batches of one length each, which waste less: those trained a worse model
     (README, Results).
     """
-    order = random_numbers(seed, "order", epoch).permutation(len(lengths))
+    order = numpy_generator(seed, "order", epoch).permutation(len(lengths))
     plans = []
     for start in range(0, len(order), config.batch_size):
         chosen = order[start : start + config.batch_size]

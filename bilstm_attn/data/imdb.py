@@ -22,13 +22,13 @@ from typing import Any
 import array_record.python.array_record_module  # noqa: F401  # tfds imports it late: fail early
 import requests
 import tensorflow_datasets as tfds
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import track
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.text import decode_utf8
+from bilstm_attn.runtime.files import decode_utf8
 
 # Reviews of each split, named as tfds names them; half of a labelled one is positive.
 IMDB_SIZES = {"train": 25_000, "test": 25_000, "unsupervised": 50_000}
@@ -75,7 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _progress(items: Any, description: str, total: int) -> Any:
-    return track(items, f"{description:20}", total, console=Console(stderr=True))
+    return track(items, f"{description:20}", total, console=RichConsole(stderr=True))
 
 
 def read_archive(archive: Path) -> Reviews:

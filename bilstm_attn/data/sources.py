@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from bilstm_attn.errors import UserError
 from bilstm_attn.registry import unknown
-from bilstm_attn.text import decode_utf8
+from bilstm_attn.runtime.files import decode_utf8
 
 SPLITS = ("train", "test", "unlabelled")
 

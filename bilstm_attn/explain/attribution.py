@@ -15,10 +15,10 @@ from jax import lax
 from jax.scipy.linalg import solve
 from jaxtyping import Array, Bool, Float, Int
 
-from bilstm_attn.explain.chance import at_places
-from bilstm_attn.explain.subsets import logits_without, own_tokens
-from bilstm_attn.model import Model
-from bilstm_attn.pooling import POOLINGS
+from bilstm_attn.explain.deletion import logits_without, own_tokens
+from bilstm_attn.nn.model import Model
+from bilstm_attn.nn.pooling import POOLINGS
+from bilstm_attn.runtime.prng import draw_per_token
 from bilstm_attn.types import Inputs, Keys, Lengths, Logits, Params, Tokens
 
 Attributed = Float[Array, "b t"]
@@ -72,7 +72,7 @@ def gradient_of_logit(
         weights = model.attend(params, states, last, lengths)
         if not through_attention:
             weights = lax.stop_gradient(weights)
-        return model.decide(params, states, last, weights, lengths).sum()
+        return model.logits_from_states(params, states, last, weights, lengths).sum()
 
     return jax.grad(total)(inputs)
 
@@ -120,7 +120,7 @@ class IntegratedGradients(Attribution):
     """
 
     points: int = 32
-    """Places at which the gradient is taken."""
+    """Positions at which the gradient is taken."""
 
     signed = True
 
@@ -175,7 +175,7 @@ class SmoothGrad(Attribution):
         size = jnp.where(lengths > 0, self.noise * (top - least), 0)[None, :, None]
 
         def add(total: Inputs, number: Int[Array, ""]) -> tuple[Inputs, None]:
-            noise = size * at_places(keys, len(inputs), draw, number).transpose(1, 0, 2)
+            noise = size * draw_per_token(keys, len(inputs), draw, number).transpose(1, 0, 2)
             return total + gradient_of_logit(model, params, inputs + noise, lengths), None
 
         draw = partial(jax.random.normal, shape=inputs.shape[2:])
@@ -203,7 +203,7 @@ class LeaveOneOut(Attribution):
         del keys
         reviews, steps = tokens.shape
         copies = jnp.tile(jnp.arange(reviews), self.at_once)
-        answer = model.rereader(params, tokens[copies])
+        answer = model.make_reencoder(params, tokens[copies])
         given = model(params, tokens, lengths).logits
         everywhere = jnp.broadcast_to(jnp.arange(steps)[:, None], (steps, len(copies)))
         number = jnp.repeat(jnp.arange(self.at_once), reviews)  # of each copy
@@ -248,7 +248,7 @@ class Lime(Attribution):
         """Returns what is kept in each copy; the first is the review itself."""
         own, most = own_tokens(lengths, tokens.shape[1]), jnp.maximum(lengths, 1) + 1
         deleted = jax.vmap(lambda key, most: jax.random.randint(key, (self.samples,), 1, most))
-        lots = at_places(keys, len(own[0]), partial(jax.random.uniform, shape=(self.samples,)))
+        lots = draw_per_token(keys, len(own[0]), partial(jax.random.uniform, shape=(self.samples,)))
         lots = jnp.where(own[..., None], lots, 2.0)
         rank = jnp.argsort(jnp.argsort(lots, axis=1), axis=1)
         keeps = (rank >= deleted(keys, most)[:, None]) & own[..., None]
@@ -293,7 +293,7 @@ class Random(Attribution):
         """Returns the draws `[b t]`; a token's depends on its place, not on the padding."""
         del model, params
 
-        draws = at_places(keys, tokens.shape[1], jax.random.uniform)
+        draws = draw_per_token(keys, tokens.shape[1], jax.random.uniform)
         return jnp.where(own_tokens(lengths, tokens.shape[1]), draws, 0)
 
 

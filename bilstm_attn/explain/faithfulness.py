@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from bilstm_attn.dropout import stream
 from bilstm_attn.explain.attribution import Attributed
-from bilstm_attn.explain.chance import at_places
-from bilstm_attn.explain.subsets import logits_without, own_tokens
-from bilstm_attn.model import Model
+from bilstm_attn.explain.deletion import logits_without, own_tokens
+from bilstm_attn.nn.model import Model
+from bilstm_attn.runtime.prng import draw_per_token, stream
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of a review's tokens, as in ERASER's code
@@ -100,13 +99,13 @@ def fraction_to_flip(
     2019, arXiv:1906.03731, section 3.3. Deviation: tokens are deleted, where they set attention
     weights to zero.
     """
-    places, own = rank(scores, lengths), jnp.maximum(lengths, 1)
+    positions, own = rank(scores, lengths), jnp.maximum(lengths, 1)
     answer = model(params, tokens, lengths).logits > 0
 
     def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, share, flipped = state
         deleted = -(-(number + 1) * lengths // grid)
-        keep = places >= deleted[:, None]
+        keep = positions >= deleted[:, None]
         flips = (logits_without(model, params, tokens, lengths, keep[None])[0] > 0) != answer
         return number + 1, jnp.where(flips & ~flipped, deleted / own, share), flipped | flips
 
@@ -149,7 +148,7 @@ def infidelity(
     own = own_tokens(lengths, tokens.shape[1])
 
     def measure(number: Array) -> tuple[Logits, Logits]:
-        zeroed = at_places(keys, len(inputs), jax.random.bernoulli, number) & own
+        zeroed = draw_per_token(keys, len(inputs), jax.random.bernoulli, number) & own
         kept = jnp.where(zeroed.T[..., None], 0, inputs)
         fall = given - model.classify(params, kept, lengths).logits
         return (weights * zeroed).sum(axis=1), fall

@@ -24,15 +24,16 @@ from typing import NamedTuple
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS.parent)]
 
-import peers
-import tiny
-from lab import EPOCHS, Ended, Lab
+import process_group
+import tiny_run
+from trials import EPOCHS, Ended, Lab
 
-from bilstm_attn.cluster import LOST_SECONDS
 from bilstm_attn.data.sources import Imdb
-from bilstm_attn.kernels import native
+from bilstm_attn.nn.kernels import native
+from bilstm_attn.runtime.distributed import LOST_SECONDS
 
 
 class Trial(NamedTuple):
@@ -89,7 +90,7 @@ def kills_elsewhere(lab: Lab, number: int) -> list[Trial]:
         else:
 
             def prepare(at: Path = at) -> int:
-                tiny.write_cache(at / "cache")
+                tiny_run.write_cache(at / "cache")
                 return 0
 
             lab.process(prepare, kill_at_write=lab.numbers.randint(1, 24))
@@ -157,9 +158,9 @@ def _damage(path: Path, numbers: random.Random) -> str:
     size = path.stat().st_size
     at = numbers.randrange(size)
     if numbers.random() < 0.5:
-        tiny.flip(path, at)
+        tiny_run.flip(path, at)
         return f"flipped at {at} of {size}"
-    tiny.cut(path, at)
+    tiny_run.cut(path, at)
     return f"cut to {at} of {size}"
 
 
@@ -303,7 +304,7 @@ def two_runs(lab: Lab, number: int) -> list[Trial]:
         at = lab.new()
 
         def main(at: Path = at) -> int:
-            return tiny.train(at, "--name", "tiny", train__epochs=EPOCHS)
+            return tiny_run.train(at, "--name", "tiny", train__epochs=EPOCHS)
 
         one = lab.fork(main)
         time.sleep(lab.numbers.uniform(0, 0.7) * lab.reference.ended.seconds)
@@ -325,23 +326,26 @@ PEERS = ("--train.epochs", "30")
 def lost_peers(lab: Lab, number: int) -> list[Trial]:
     """Kills one of two processes that train together; the other must leave, and both go on."""
     trials, alone = [], lab.new()
-    assert [status for status, *_ in peers.end(peers.start(alone, 2, *PEERS))] == [0, 0]
+    assert [status for status, *_ in process_group.end(process_group.start(alone, 2, *PEERS))] == [
+        0,
+        0,
+    ]
     for _ in range(number):
         at, lost = lab.new(), lab.numbers.randrange(2)
-        started = peers.start(at, 2, *PEERS)
-        peers.wait_for(lab.run_of(at).config_file)
+        started = process_group.start(at, 2, *PEERS)
+        process_group.wait_for(lab.run_of(at).config_file)
         time.sleep(lab.numbers.uniform(0, 2))
         started[lost].kill()
         begun = time.monotonic()
-        ends, seconds = peers.end(started), time.monotonic() - begun
+        ends, seconds = process_group.end(started), time.monotonic() - begun
         status, _, errors = ends[1 - lost]
         wrong = "" if status == 0 or "was lost" in errors else f"status {status}: {errors[-300:]}"
         if seconds > LOST_SECONDS + 10:
             wrong = f"the other one stayed for {seconds:.0f} s"
-        again = peers.end(peers.start(at, 2, *PEERS, "--resume"))
+        again = process_group.end(process_group.start(at, 2, *PEERS, "--resume"))
         if [status for status, *_ in again] != [0, 0]:
             wrong = wrong or f"it cannot be resumed: {again}"
-        elif peers.digests(lab.run_of(at)) != peers.digests(lab.run_of(alone)):
+        elif process_group.digests(lab.run_of(at)) != process_group.digests(lab.run_of(alone)):
             wrong = wrong or "other results"
         trials.append(Trial("lost one of two processes", not wrong, wrong))
         _tell(wrong, [f"lost process {lost}"])

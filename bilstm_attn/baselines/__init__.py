@@ -1,0 +1,1 @@
+"""Simple models that any result is compared with."""

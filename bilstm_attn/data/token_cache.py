@@ -1,0 +1,180 @@
+"""The token cache: every review of a data set, tokenised once.
+
+A folder per data set holds a lexicon (all its distinct words, in alphabetical order), and per
+split the reviews' words as one flat array of positions in the lexicon. It does not depend on a
+run's vocabulary, truncation or seed, so one cache serves every run; and it needs neither the
+archive nor tensorflow-datasets, so it can be carried to another machine.
+"""
+
+import dataclasses
+import hashlib
+import json
+import secrets
+import shutil
+from array import array
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bilstm_attn.data.sources import DATASETS, Source
+from bilstm_attn.data.tokenisers import TOKENISER_VERSION, tokenise
+from bilstm_attn.errors import UserError
+from bilstm_attn.registry import look_up
+from bilstm_attn.runtime.console import Console
+from bilstm_attn.runtime.files import default_cache_dir, file_sha256, json_sha256
+
+CACHE_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DataLocations:
+    """Where reviews and their tokens lie on this machine; changes no number."""
+
+    cache: Path | None = None
+    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; None is its own default."""
+    archive: Path | None = None
+    """A local aclImdb_v1.tar.gz to prepare the data set from."""
+
+
+class Split(NamedTuple):
+    """One split: example i is `words[offsets[i]:offsets[i + 1]]`, indices into the lexicon."""
+
+    words: np.ndarray  # int32, memory-mapped
+    offsets: np.ndarray  # int64[reviews + 1]
+    labels: np.ndarray  # int8[reviews]: 1 positive, 0 negative, -1 unlabelled
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Words of each review, without the start token, before truncation."""
+        return np.diff(self.offsets)
+
+
+class TokenCache:
+    """A prepared folder, opened for reading; every file in it is as it was written.
+
+    Raises:
+      UserError: one is not.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            self.meta = json.loads((folder / "meta.json").read_text())
+            if _digest_of(self.meta) != self.meta["meta_sha256"]:
+                raise ValueError("meta.json is not what was written")
+            for name, digest in self.meta["files_sha256"].items():
+                if file_sha256(folder / name) != digest:
+                    raise ValueError(f"{name} is not what was written")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the token cache {folder} is damaged ({error}); delete it and run "
+                "scripts/prepare_data.py, or copy it again"
+            ) from None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits it holds."""
+        return tuple(self.meta["splits"])
+
+    def lexicon(self) -> list[str]:
+        """Returns the distinct words of all splits, in alphabetical order."""
+        return (self.folder / "lexicon.txt").read_bytes().decode().split("\n")
+
+    def split(self, name: str) -> Split:
+        """Returns a split, memory-mapped.
+
+        Raises:
+          UserError: the data set has no such split.
+        """
+        look_up(f"split of {self.meta['dataset']}", self.meta["splits"], name)
+        return Split(
+            *(np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
+        )
+
+
+_PARTS = Split._fields
+
+
+def _digest_of(meta: Any) -> str:
+    """Returns the SHA-256 of all that stands in meta.json but itself."""
+    rest = {name: value for name, value in meta.items() if name != "meta_sha256"}
+    return json_sha256(rest, sort_keys=True)
+
+
+def cache_folder(dataset: str, cache_dir: Path) -> Path:
+    """Returns where the tokens of `dataset` lie below `cache_dir`.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    version = look_up("dataset", DATASETS, dataset).version
+    return cache_dir / f"{dataset}-{version}-tokens{TOKENISER_VERSION}.{CACHE_VERSION}"
+
+
+def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> TokenCache:
+    """Returns the tokens of `dataset`, a name in `DATASETS`; makes them if they are not there yet.
+
+    Raises:
+      UserError: the reviews cannot be found, read or written; says what to do.
+    """
+    folder = cache_folder(dataset, locations.cache or default_cache_dir())
+    if folder.exists():
+        console.print(f"found the tokens of {dataset} in {folder}")
+        return TokenCache(folder)
+    source = DATASETS[dataset](data_dir=locations.data_dir, archive=locations.archive)
+    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        _write(source, partial, console)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster, and its tokens serve
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write the token cache {folder} ({error.strerror or error}); free some space "
+            "or give another place with --cache"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    console.print(f"prepared the tokens of {dataset} in {folder}")
+    return TokenCache(folder)
+
+
+def _write(source: Source, folder: Path, console: Console) -> None:
+    """Tokenises every split of `source` into `folder`; `meta.json` comes last."""
+    ids: dict[str, int] = {}  # by order of discovery
+    found: dict[str, tuple[array, array, array]] = {}
+    digest = hashlib.sha256()
+    for split in source.splits:
+        words, offsets, labels = array("i"), array("q", [0]), array("b")
+        with console.bar(f"tokenise {split}", source.size(split), 0) as bar:
+            for text, label in source.read(split):
+                words.extend([ids.setdefault(word, len(ids)) for word in tokenise(text)])
+                offsets.append(len(words))
+                labels.append(label)
+                digest.update(f"{split}\t{label}\t{text}\n".encode())
+                bar.advance(1)
+        found[split] = words, offsets, labels
+    lexicon = sorted(ids)
+    place = np.empty(len(lexicon), np.int32)
+    place[[ids[word] for word in lexicon]] = np.arange(len(lexicon), dtype=np.int32)
+    (folder / "lexicon.txt").write_bytes("\n".join(lexicon).encode())
+    for split, (words, offsets, labels) in found.items():
+        np.save(folder / f"{split}.words.npy", place[np.frombuffer(words, np.int32)])
+        np.save(folder / f"{split}.offsets.npy", np.frombuffer(offsets, np.int64))
+        np.save(folder / f"{split}.labels.npy", np.frombuffer(labels, np.int8))
+    meta = {
+        "dataset": source.name,
+        "version": source.version,
+        "tokeniser": TOKENISER_VERSION,
+        "splits": {split: len(labels) for split, (_, _, labels) in found.items()},
+        "sha256": digest.hexdigest(),
+        "files_sha256": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    }
+    meta["meta_sha256"] = _digest_of(meta)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))

@@ -1,0 +1,1 @@
+"""Using a trained model: metrics, evaluation, prediction, the exported file."""

@@ -1,0 +1,103 @@
+"""The exported model: parameters, config and vocabulary in one safetensors file."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bilstm_attn.config import Config, from_json
+from bilstm_attn.data.vocabulary import Vocabulary
+from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.files import (
+    tree_sha256,
+    write_atomically,
+)
+from bilstm_attn.types import Params
+
+FORMAT = "bilstm_attn 1"
+
+
+class Exported(NamedTuple):
+    """Everything that using a model takes."""
+
+    params: Params
+    config: Config
+    vocabulary: Vocabulary
+
+
+def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabulary) -> None:
+    """Writes parameters, config and vocabulary as one safetensors file.
+
+    Raises:
+      UserError: it cannot be written; what was there before still is.
+    """
+    flat = _flatten(params)
+    about = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "vocabulary": "\n".join(vocabulary.words),
+    }
+    about["sha256"] = tree_sha256([flat, _texts(about)])
+    write_atomically(path, _in_order(save(flat, metadata=about)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Returns a safetensors file with its metadata in order, which `save` leaves to chance."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def load_model(path: Path) -> Exported:
+    """Returns what `export_model` wrote.
+
+    Raises:
+      UserError: not such a file, of another version, or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is not a model this program exported ({error}); give a run's folder or its "
+            "model.safetensors"
+        ) from None
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} must have the format {FORMAT!r}, but has {about.get('format')!r}; use the "
+            "version of bilstm_attn that wrote it, or train again"
+        )
+    if tree_sha256([flat, _texts(about)]) != about.get("sha256"):
+        raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
+    words = about["vocabulary"].split("\n") if about["vocabulary"] else []
+    return Exported(_unflatten(flat), from_json(about["config"], str(path)), Vocabulary(words))
+
+
+def _texts(about: dict[str, str]) -> dict[str, np.ndarray]:
+    texts = {name: about.get(name, "") for name in ("format", "config", "vocabulary")}
+    return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+
+
+def _flatten(params: Params) -> dict[str, np.ndarray]:
+    """Returns the arrays by their path: `encoder.layers.0.forward.bias`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> Params:
+    params: Params = {}
+    for name, leaf in flat.items():
+        *owners, last = (int(part) if part.isdecimal() else part for part in name.split("."))
+        inner = params
+        for owner in owners:
+            inner = inner.setdefault(owner, {})
+        inner[last] = leaf
+    return params

@@ -1,0 +1,1 @@
+"""The model: modules with the equations, and the kernels behind them."""

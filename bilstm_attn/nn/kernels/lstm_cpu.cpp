@@ -1,0 +1,684 @@
+// A bidirectional LSTM layer on CPU, forward and backward, behind XLA's foreign-function interface.
+//
+//   z[t] = [noise * x[t], h] kernel + bias;   i, f, g, o = split(z)
+//   c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
+//
+// for t < length alone. Rows are sorted by length and cut into tiles; a tile's time loop ends at its
+// longest row, and each step works on the rows that are still (or already) within their length. So
+// padding costs nothing. A tile runs both directions. Gradients of the weights are summed by chains
+// of tiles, whose number does not depend on the threads, then over the chains in order: so the bits
+// do not depend on the threads either.
+//
+// Vectors are those of GCC and Clang, no intrinsics. Unit u of the hidden state lies in block
+// u / LANES, lane u % LANES; a panel is the four gates of one block, PANEL numbers wide. Units are
+// filled up to whole blocks with zero weights, which keep their states zero.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <numeric>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+
+// A vector's floats, and the rows whose gates (ROWS x 4 vectors) the registers hold at once.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 6;
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 3;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, ROWS = 6;
+#else
+constexpr int LANES = 4, ROWS = 3;
+#endif
+constexpr int GATES = 4, PANEL = GATES * LANES;
+constexpr int SAVED = 5;         // of each unit and time: the four gates after their nonlinearities, c'
+constexpr int TILE = 32;         // rows of a tile
+constexpr int DEPTH = 4 * TILE;  // rows whose outer products are summed at once
+constexpr int MOST_CHAINS = 16;
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef int32_t Bits __attribute__((vector_size(LANES * 4)));
+typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+// The first `count` of a vector, then zeros. (A copy of so few bytes is a slow string instruction.)
+inline Vector load(const float* from, size_t count) {
+  if (count >= LANES) return load(from);
+  Vector value{};
+  for (size_t k = 0; k < count; k++) value[k] = from[k];
+  return value;
+}
+// Fetches `count` floats into the second cache; they are read after the next products.
+inline void prefetch(const float* from, size_t count) {
+  for (size_t k = 0; k < count; k += 64 / sizeof(float)) __builtin_prefetch(from + k, 0, 2);
+}
+inline Vector all(float value) { return value - Vector{}; }
+inline Vector choose(Bits where, Vector one, Vector other) {
+  return (Vector)((where & (Bits)one) | (~where & (Bits)other));
+}
+
+// exp(x) for x in [-87, 87], by x = n log 2 + r and a polynomial in r (Cephes, expf).
+inline Vector exponential(Vector x) {
+  x = choose(x < all(-87.f), all(-87.f), choose(x > all(87.f), all(87.f), x));
+  const Vector shifted = x * 1.44269504f + 12582912.f;  // the last bits of the sum are round(x / log 2)
+  const Vector n = shifted - 12582912.f;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+  return (Vector)((Bits)p + ((Bits)shifted << 23));
+}
+
+// Both give NaN for NaN, which the exponential alone would lose.
+inline Vector sigmoid(Vector x) { return choose(x == x, 1.f / (1.f + exponential(-x)), x); }
+
+inline Vector tanh(Vector x) {
+  const Vector far = 1.f - 2.f / (1.f + exponential(x + x));
+  const Vector s = x * x;  // near zero the difference loses its digits (Cephes, tanhf)
+  Vector p = s * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * s - 5.37397155531e-2f;
+  p = p * s + 1.33314422036e-1f;
+  p = p * s - 3.33332819422e-1f;
+  return choose(s < all(0.390625f), p * s * x + x, choose(x == x, far, x));
+}
+
+// An array of zeros, aligned for vectors.
+class Array {
+ public:
+  explicit Array(size_t size) {
+    const size_t bytes = (std::max<size_t>(size, 1) * sizeof(float) + 63) / 64 * 64;
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, bytes);
+  }
+  float* at(size_t index = 0) const { return data_.get() + index; }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// sums[R rows][PANEL] += left[R rows][depth] right[depth][PANEL]; `transposed` reads left[depth][R].
+template <int R, bool transposed = false>
+inline __attribute__((always_inline)) void multiply(const float* left, size_t stride,
+                                                    const float* right, size_t depth,
+                                                    Vector (&sums)[R][GATES]) {
+  for (size_t k = 0; k < depth; k++, right += PANEL) {
+    Vector columns[GATES];
+#pragma GCC unroll 4
+    for (int g = 0; g < GATES; g++) columns[g] = load(right + g * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Vector value = all(transposed ? left[k * stride + r] : left[r * stride + k]);
+#pragma GCC unroll 4
+      for (int g = 0; g < GATES; g++) sums[r][g] += value * columns[g];
+    }
+  }
+}
+
+// Calls Work<n>::run for n rows at most ROWS, so that a compiled loop fits each number of rows.
+template <template <int> class Work, int R = ROWS, class... Arguments>
+inline void for_rows(int n, Arguments... arguments) {
+  if constexpr (R == 1) {
+    Work<1>::run(arguments...);
+  } else {
+    if (n >= R)
+      Work<R>::run(arguments...);
+    else
+      for_rows<Work, R - 1>(n, arguments...);
+  }
+}
+
+// One block of the inputs' part of z, for R tokens.
+template <int R>
+struct Project {
+  static void run(const float* read, size_t width, const float* panel, size_t depth, const float* bias,
+                  float* to, size_t to_stride) {
+    Vector z[R][GATES];
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) z[r][g] = load(bias + g * LANES);
+    multiply<R>(read, width, panel, depth, z);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) store(to + r * to_stride + g * LANES, z[r][g]);
+  }
+};
+
+// One block of units after one token, for R rows; z begins as `start`.
+template <int R>
+struct StepForward {
+  static void run(const float* read, size_t width, const float* panel, size_t depth,
+                  const float* start, size_t start_stride, float* c, float* h, size_t units,
+                  float* saved, size_t saved_stride) {
+    Vector z[R][GATES];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int g = 0; g < GATES; g++) z[r][g] = load(start + r * start_stride + g * LANES);
+    multiply<R>(read, width, panel, depth, z);
+    for (int r = 0; r < R; r++) {
+      const Vector i = sigmoid(z[r][0]), f = sigmoid(z[r][1]), g = tanh(z[r][2]), o = sigmoid(z[r][3]);
+      const Vector cell = f * load(c + r * units) + i * g;
+      store(c + r * units, cell);
+      store(h + r * units, o * tanh(cell));
+      if (!saved) continue;
+      float* to = saved + r * saved_stride;
+      const Vector kept[SAVED] = {i, f, g, o, cell};
+      for (int k = 0; k < SAVED; k++) store(to + k * LANES, kept[k]);
+    }
+  }
+};
+
+// One panel of the gradient of what R rows read: of_read = of_z kernel^T.
+template <int R>
+struct ReadBackward {
+  static void run(const float* of_z, size_t blocks, const float* panel, float* of_read) {
+    Vector sums[R][GATES] = {};
+    for (size_t j = 0; j < blocks; j++)
+      multiply<R>(of_z + j * DEPTH * PANEL, PANEL, panel + j * PANEL * PANEL, PANEL, sums);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) store(of_read + r * PANEL + g * LANES, sums[r][g]);
+  }
+};
+
+// R rows of one panel of the gradient of the kernel: of_kernel += read^T of_z.
+template <int R>
+struct KernelBackward {
+  static void run(const float* read, size_t width, const float* of_z, size_t depth, float* of_kernel) {
+    Vector sums[R][GATES];
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) sums[r][g] = load(of_kernel + r * PANEL + g * LANES);
+    multiply<R, true>(read, width, of_z, depth, sums);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) store(of_kernel + r * PANEL + g * LANES, sums[r][g]);
+  }
+};
+
+// What both handlers are given, and where its parts lie.
+struct Layer {
+  size_t steps, batch, inputs, hidden;  // as given
+  size_t blocks, units, width, tiles;   // units: hidden, whole blocks; width: inputs + units
+  const float *x, *kernel, *bias, *noise;
+  const float* projected = nullptr;  // [positions][batch][2][GATES * hidden]: the inputs' part, if given
+  const int32_t* place = nullptr;    // [steps][batch], of which tokens
+  std::vector<size_t> row, length;   // by falling length
+
+  Layer(const Floats& x_, const Ints& lengths, const Floats& kernel_, const Floats& bias_,
+        const Floats& noise_)
+      : steps(x_.dimensions()[0]), batch(x_.dimensions()[1]), inputs(x_.dimensions()[2]),
+        hidden(bias_.dimensions()[1] / GATES), blocks((hidden + LANES - 1) / LANES),
+        units(blocks * LANES), width(inputs + units), tiles((batch + TILE - 1) / TILE),
+        x(x_.typed_data()), kernel(kernel_.typed_data()), bias(bias_.typed_data()),
+        noise(noise_.element_count() ? noise_.typed_data() : nullptr), row(batch), length(batch) {
+    sort(lengths.typed_data());
+  }
+  // With the inputs' part, biases added, in place of inputs.
+  Layer(const Floats& projected_, const Ints& positions, const Ints& lengths, const Floats& kernel_)
+      : steps(positions.dimensions()[0]), batch(positions.dimensions()[1]), inputs(0),
+        hidden(kernel_.dimensions()[1]), blocks((hidden + LANES - 1) / LANES), units(blocks * LANES),
+        width(units), tiles((batch + TILE - 1) / TILE), x(nullptr), kernel(kernel_.typed_data()),
+        bias(nullptr), noise(nullptr), projected(projected_.typed_data()), place(positions.typed_data()),
+        row(batch), length(batch) {
+    sort(lengths.typed_data());
+  }
+
+  void sort(const int32_t* given) {
+    std::iota(row.begin(), row.end(), 0);
+    std::stable_sort(row.begin(), row.end(), [&](size_t a, size_t b) { return given[a] > given[b]; });
+    for (size_t r = 0; r < batch; r++)
+      length[r] = std::clamp<int64_t>(given[row[r]], 0, static_cast<int64_t>(steps));
+  }
+  // The gates of the token that a row reads at t, before the hidden state's part.
+  const float* gates(int way, size_t t, size_t b) const {
+    return projected + ((place[t * batch + b] * batch + b) * 2 + way) * GATES * hidden;
+  }
+
+  // A step of one direction of a tile: where its rows' saved gates lie.
+  size_t saved(int way, size_t tile, size_t t) const {
+    const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
+    return ((way * batch + first) * steps + t * rows) * SAVED * units;
+  }
+  const float* kernel_row(int way, size_t k) const {  // null: a unit that only fills up a block
+    return k < inputs + hidden ? kernel + (way * (inputs + hidden) + k) * GATES * hidden : nullptr;
+  }
+  // Writes noise * x[t] of a row.
+  void read(int way, size_t t, size_t b, float* to) const {
+    const float* from = x + (t * batch + b) * inputs;
+    if (!noise) {
+      std::memcpy(to, from, inputs * sizeof(float));
+      return;
+    }
+    const float* scale = noise + (way * batch + b) * inputs;
+    for (size_t k = 0; k < inputs; k++) to[k] = from[k] * scale[k];
+  }
+  // Calls work(gate, unit, place in a row of panels) for every number of a row of gates.
+  template <class Work>
+  void for_gates(Work work) const {
+    for (size_t g = 0; g < GATES; g++)
+      for (size_t u = 0; u < hidden; u++)
+        work(g * hidden + u, u / LANES, g * LANES + u % LANES);
+  }
+};
+
+// Calls work(chain) for each of `chains`, on at most `threads` threads.
+template <class Work>
+void in_parallel(int threads, size_t chains, Work work) {
+  std::atomic<size_t> next{0};
+  std::mutex guard;
+  std::exception_ptr failure;
+  auto run = [&] {
+    try {
+      for (size_t chain; (chain = next++) < chains;) work(chain);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(guard);
+      failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    for (size_t i = 1; i < std::min<size_t>(std::max(threads, 1), chains); i++) others.emplace_back(run);
+  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+  }
+  run();
+  for (auto& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+ffi::Error check(const Floats& x, const Ints& lengths, const Floats& kernel, const Floats& bias,
+                 const Floats& noise) {
+  const auto xs = x.dimensions(), ls = lengths.dimensions(), ks = kernel.dimensions();
+  const auto bs = bias.dimensions(), ns = noise.dimensions();
+  const bool ranks = xs.size() == 3 && ls.size() == 1 && ks.size() == 3 && bs.size() == 2;
+  if (!ranks || bs[1] % GATES || bs[1] < GATES || xs[0] < 1 || xs[1] < 1 || xs[2] < 1)
+    return ffi::Error::InvalidArgument("lstm: wants x[t b e], lengths[b], kernel[2 e+h 4h], bias[2 4h]");
+  const bool noise_fits = noise.element_count() == 0 ||
+                          (ns.size() == 3 && ns[0] == 2 && ns[1] == xs[1] && ns[2] == xs[2]);
+  if (ls[0] != xs[1] || ks[0] != 2 || bs[0] != 2 || ks[1] != xs[2] + bs[1] / GATES ||
+      ks[2] != bs[1] || !noise_fits)
+    return ffi::Error::InvalidArgument("lstm: shapes do not fit each other");
+  return ffi::Error::Success();
+}
+
+template <class Buffer>
+bool has_shape(const Buffer& buffer, std::initializer_list<size_t> shape) {
+  const auto found = buffer.dimensions();
+  return found.size() == shape.size() &&
+         std::equal(shape.begin(), shape.end(), found.begin(),
+                    [](size_t a, int64_t b) { return static_cast<int64_t>(a) == b; });
+}
+
+int64_t saved_size(int64_t steps, int64_t batch, int64_t hidden) {
+  return 2 * batch * steps * SAVED * ((hidden + LANES - 1) / LANES * LANES);
+}
+
+// Both directions of a layer; `saved` for a backward pass, or empty.
+ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsOut& last_, float* saved) {
+  const size_t inputs = layer.inputs, hidden = layer.hidden, units = layer.units;
+  const size_t width = layer.width, blocks = layer.blocks, batch = layer.batch;
+  if (!has_shape(*states_, {layer.steps, batch, 2 * hidden}) || !has_shape(*last_, {batch, 2 * hidden}))
+    return ffi::Error::InvalidArgument("lstm: a result has the wrong shape");
+  float *states = states_->typed_data(), *last = last_->typed_data();
+
+  Array panels(2 * blocks * width * PANEL), biases(2 * blocks * PANEL);
+  auto pack = [&](const float* from, float* to, size_t stride) {  // a row of gates into its panels
+    for (size_t j = 0; j < blocks; j++)
+      for (size_t g = 0; g < GATES; g++)
+        store(to + j * stride + g * LANES, load(from + g * hidden + j * LANES, hidden - j * LANES));
+  };
+  for (int way = 0; way < 2; way++) {
+    for (size_t k = 0; k < width; k++)
+      if (const float* from = layer.kernel_row(way, k))
+        pack(from, panels.at((way * blocks * width + k) * PANEL), width * PANEL);
+    if (layer.bias) pack(layer.bias + way * GATES * hidden, biases.at(way * blocks * PANEL), PANEL);
+  }
+
+  in_parallel(threads, 2 * layer.tiles, [&](size_t part) {
+    const size_t tile = part / 2, way = part % 2;
+    const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
+    const size_t *row = &layer.row[first], *length = &layer.length[first], steps = length[0];
+    const float *panel = panels.at(way * blocks * width * PANEL), *bias = biases.at(way * blocks * PANEL);
+    Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
+
+    // Few rows do not fill the registers: their tokens do, if the inputs' part is computed before.
+    const bool given = layer.projected, ahead = !given && rows < ROWS;
+    const size_t skipped = ahead ? inputs : 0, start_size = blocks * PANEL;
+    Array projected(ahead ? rows * steps * start_size : 0);  // [rows][steps][start_size]
+    Array gates(given ? rows * start_size : 0);              // those of one step
+    if (ahead)
+      for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < length[r]; t += ROWS) {
+          const size_t some = std::min<size_t>(ROWS, length[r] - t);
+          for (size_t k = 0; k < some; k++) layer.read(way, t + k, row[r], read.at(k * width));
+          for (size_t j = 0; j < blocks; j++)
+            for_rows<Project>(some, read.at(), width, panel + j * width * PANEL, inputs,
+                              bias + j * PANEL, projected.at((r * steps + t) * start_size + j * PANEL),
+                              start_size);
+        }
+
+    size_t n = way ? 0 : rows;  // rows within their length
+    for (size_t step = 0; step < steps; step++) {
+      const size_t t = way ? steps - 1 - step : step;
+      if (way)
+        while (n < rows && length[n] > t) n++;
+      else
+        while (n > 0 && length[n - 1] <= t) n--;
+      const size_t next = way ? t - 1 : t + 1;  // past the end after the last step
+      for (size_t r = 0; r < n; r++) {
+        const bool last_step = step + 1 == steps || next >= length[r];
+        if (given) {
+          pack(layer.gates(way, t, row[r]), gates.at(r * start_size), PANEL);
+          if (!last_step) prefetch(layer.gates(way, next, row[r]), GATES * hidden);
+        } else if (!ahead) {
+          layer.read(way, t, row[r], read.at(r * width));
+          if (!last_step) prefetch(layer.x + (next * batch + row[r]) * inputs, inputs);
+        }
+      }
+      float* kept = saved ? saved + layer.saved(way, tile, t) : nullptr;
+      const float* start = given ? gates.at() : ahead ? projected.at(t * start_size) : bias;
+      const size_t start_stride = given ? start_size : ahead ? steps * start_size : 0;
+      for (size_t r = 0; r < n; r += ROWS)
+        for (size_t j = 0; j < blocks; j++)
+          for_rows<StepForward>(n - r, read.at(r * width + skipped), width,
+                                panel + (j * width + skipped) * PANEL, width - skipped,
+                                start + r * start_stride + j * PANEL, start_stride,
+                                c.at(r * units + j * LANES), h.at(r * units + j * LANES), units,
+                                kept ? kept + (r * blocks + j) * SAVED * LANES : nullptr,
+                                blocks * SAVED * LANES);
+      for (size_t r = 0; r < n; r++) {
+        std::memcpy(read.at(r * width + inputs), h.at(r * units), hidden * sizeof(float));
+        std::memcpy(states + ((t * batch + row[r]) * 2 + way) * hidden, h.at(r * units),
+                    hidden * sizeof(float));
+      }
+    }
+    for (size_t r = 0; r < rows; r++)
+      std::memcpy(last + (row[r] * 2 + way) * hidden, h.at(r * units), hidden * sizeof(float));
+    if (way) return;
+    for (size_t t = length[rows - 1]; t < layer.steps; t++)
+      for (size_t r = rows; r-- > 0 && length[r] <= t;)
+        std::memset(states + (t * batch + row[r]) * 2 * hidden, 0, 2 * hidden * sizeof(float));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
+                   FloatsOut states, FloatsOut last, FloatsOut saved) {
+  if (auto error = check(x, lengths, kernel, bias, noise); error.failure()) return error;
+  const Layer layer(x, lengths, kernel, bias, noise);
+  const int64_t size = saved->element_count();
+  if (size && size != saved_size(layer.steps, layer.batch, layer.hidden))
+    return ffi::Error::InvalidArgument("lstm: saved has the wrong shape");
+  return walk(threads, layer, states, last, size ? saved->typed_data() : nullptr);
+}
+
+// The same tokens in other positions, their inputs' part computed before: nothing is saved.
+ffi::Error reencode(int32_t threads, Floats projected, Ints positions, Ints lengths, Floats kernel,
+                  FloatsOut states, FloatsOut last) {
+  const auto gs = projected.dimensions(), ps = positions.dimensions(), ks = kernel.dimensions();
+  if (gs.size() != 4 || ps.size() != 2 || ks.size() != 3 || lengths.dimensions().size() != 1 ||
+      gs[1] != ps[1] || lengths.dimensions()[0] != ps[1] || gs[2] != 2 || ks[0] != 2 || ks[1] < 1 ||
+      ps[0] < 1 || ps[1] < 1 || gs[3] != GATES * ks[1] || ks[2] != gs[3])
+    return ffi::Error::InvalidArgument(
+        "lstm: wants projected[n b 2 4h], positions[t b], lengths[b], kernel[2 h 4h]");
+  const Layer layer(projected, positions, lengths, kernel);
+  for (size_t t = 0; t < layer.steps; t++)
+    for (size_t r = 0; r < layer.batch && t < layer.length[r]; r++) {
+      const int32_t place = layer.place[t * layer.batch + layer.row[r]];
+      if (place < 0 || place >= gs[0]) return ffi::Error::InvalidArgument("lstm: no such place");
+    }
+  return walk(threads, layer, states, last, nullptr);
+}
+
+ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
+                    Floats states_, Floats saved_, Floats of_states_, Floats of_last_, FloatsOut of_x_,
+                    FloatsOut of_kernel_, FloatsOut of_bias_, FloatsOut of_noise_) {
+  if (auto error = check(x, lengths, kernel, bias, noise); error.failure()) return error;
+  const Layer layer(x, lengths, kernel, bias, noise);
+  const size_t inputs = layer.inputs, hidden = layer.hidden, units = layer.units;
+  const size_t width = layer.width, blocks = layer.blocks, batch = layer.batch, columns = GATES * hidden;
+  if (!has_shape(states_, {layer.steps, batch, 2 * hidden}) ||
+      !has_shape(of_states_, {layer.steps, batch, 2 * hidden}) ||
+      !has_shape(of_last_, {batch, 2 * hidden}) ||
+      static_cast<int64_t>(saved_.element_count()) != saved_size(layer.steps, batch, hidden) ||
+      !has_shape(*of_x_, {layer.steps, batch, inputs}) || !has_shape(*of_bias_, {2, columns}) ||
+      !has_shape(*of_kernel_, {2, inputs + hidden, columns}) ||
+      of_noise_->element_count() != noise.element_count())
+    return ffi::Error::InvalidArgument("lstm: an argument or result has the wrong shape");
+  const float *states = states_.typed_data(), *saved = saved_.typed_data();
+  const float *of_states = of_states_.typed_data(), *of_last = of_last_.typed_data();
+  float *of_x = of_x_->typed_data(), *of_noise = layer.noise ? of_noise_->typed_data() : nullptr;
+  if (of_noise) std::memset(of_noise, 0, of_noise_->size_bytes());
+
+  // The kernel's columns as rows: panels of the inputs, then panels of the units.
+  const size_t input_panels = (inputs + PANEL - 1) / PANEL, unit_panels = (units + PANEL - 1) / PANEL;
+  const size_t panel_count = input_panels + unit_panels, panel_size = blocks * PANEL * PANEL;
+  Array panels(2 * panel_count * panel_size);
+  for (int way = 0; way < 2; way++)
+    for (size_t k = 0; k < width; k++)
+      if (const float* from = layer.kernel_row(way, k)) {
+        const size_t place = k < inputs ? k : input_panels * PANEL + k - inputs;
+        float* to = panels.at((way * panel_count + place / PANEL) * panel_size + place % PANEL);
+        layer.for_gates([&](size_t column, size_t j, size_t gate) {
+          to[(j * PANEL + gate) * PANEL] = from[column];
+        });
+      }
+
+  const size_t chains = std::min<size_t>(layer.tiles, MOST_CHAINS);
+  const size_t kernel_size = blocks * width * PANEL, bias_size = blocks * PANEL;
+  Array kernel_sums(chains * 2 * kernel_size), bias_sums(chains * 2 * bias_size);
+
+  auto work = [&](size_t chain, size_t tile) {
+    const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
+    const size_t *row = &layer.row[first], *length = &layer.length[first], steps = length[0];
+    for (int way = 0; way < 2; way++) {
+      float* kernel_sum = kernel_sums.at((chain * 2 + way) * kernel_size);
+      float* bias_sum = bias_sums.at((chain * 2 + way) * bias_size);
+      Array read(DEPTH * width), of_z(DEPTH * blocks * PANEL), of_h(TILE * units), of_c(TILE * units);
+      Array of_read(ROWS * PANEL);
+      size_t filled = 0;  // rows of `read` and `of_z` that are not in the sums yet
+      auto sum_up = [&] {
+        for (size_t j = 0; j < blocks; j++)
+          for (size_t k = 0; k < width; k += ROWS)
+            for_rows<KernelBackward>(width - k, read.at(k), width, of_z.at(j * DEPTH * PANEL), filled,
+                                     kernel_sum + (j * width + k) * PANEL);
+        filled = 0;
+      };
+      for (size_t r = 0; r < rows; r++)
+        std::memcpy(of_h.at(r * units), of_last + (row[r] * 2 + way) * hidden, hidden * sizeof(float));
+      size_t n = way ? rows : 0;
+      for (size_t step = 0; step < steps; step++) {
+        const size_t t = way ? step : steps - 1 - step;
+        const size_t before = way ? t + 1 : t - 1;  // the token read before this one, where there is one
+        if (way)
+          while (n > 0 && length[n - 1] <= t) n--;
+        else
+          while (n < rows && length[n] > t) n++;
+        if (filled + n > DEPTH) sum_up();
+        const float* kept = saved + layer.saved(way, tile, t);
+        for (size_t r = 0; r < n; r++) {
+          const bool begins = way ? before >= length[r] : t == 0;
+          float* reads = read.at((filled + r) * width);
+          layer.read(way, t, row[r], reads);
+          std::memset(reads + inputs, 0, units * sizeof(float));
+          if (!begins)
+            std::memcpy(reads + inputs, states + ((before * batch + row[r]) * 2 + way) * hidden,
+                        hidden * sizeof(float));
+          for (size_t j = 0; j < blocks; j++) {
+            const float* gates = kept + (r * blocks + j) * SAVED * LANES;
+            const Vector i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES);
+            const Vector o = load(gates + 3 * LANES), squashed = tanh(load(gates + 4 * LANES));
+            Vector c_before{};
+            if (!begins)
+              c_before = load(saved + layer.saved(way, tile, before) + (r * blocks + j) * SAVED * LANES +
+                              4 * LANES);
+            float *of_hidden = of_h.at(r * units + j * LANES), *of_cell = of_c.at(r * units + j * LANES);
+            const float* of_state = of_states + ((t * batch + row[r]) * 2 + way) * hidden + j * LANES;
+            const Vector dh = load(of_hidden) + load(of_state, hidden - j * LANES);
+            const Vector dc = load(of_cell) + dh * o * (1.f - squashed * squashed);
+            const Vector dz[GATES] = {dc * g * i * (1.f - i), dc * c_before * f * (1.f - f),
+                                      dc * i * (1.f - g * g), dh * squashed * o * (1.f - o)};
+            store(of_cell, dc * f);
+            for (int k = 0; k < GATES; k++) {
+              store(of_z.at((j * DEPTH + filled + r) * PANEL + k * LANES), dz[k]);
+              float* sum = bias_sum + j * PANEL + k * LANES;
+              store(sum, load(sum) + dz[k]);
+            }
+          }
+        }
+        if (step + 1 < steps)
+          for (size_t r = 0; r < n; r++) {
+            prefetch(layer.x + (before * batch + row[r]) * inputs, inputs);
+            prefetch(of_states + ((before * batch + row[r]) * 2 + way) * hidden, hidden);
+          }
+        for (size_t r = 0; r < n; r += ROWS)
+          for (size_t p = 0; p < panel_count; p++) {
+            for_rows<ReadBackward>(n - r, of_z.at((filled + r) * PANEL), blocks,
+                                   panels.at((way * panel_count + p) * panel_size), of_read.at());
+            for (size_t q = r; q < std::min<size_t>(r + ROWS, n); q++) {
+              const float* from = of_read.at((q - r) * PANEL);
+              if (p >= input_panels) {
+                const size_t u = (p - input_panels) * PANEL;
+                std::memcpy(of_h.at(q * units + u), from,
+                            std::min<size_t>(PANEL, units - u) * sizeof(float));
+                continue;
+              }
+              const size_t k0 = p * PANEL, some = std::min<size_t>(PANEL, inputs - k0);
+              const float* given = layer.x + (t * batch + row[q]) * inputs + k0;
+              float* to = of_x + (t * batch + row[q]) * inputs + k0;
+              const size_t at_noise = (way * batch + row[q]) * inputs + k0;
+              for (size_t k = 0; k < some; k++) {
+                const float value = layer.noise ? from[k] * layer.noise[at_noise + k] : from[k];
+                to[k] = way ? to[k] + value : value;
+              }
+              if (of_noise)
+                for (size_t k = 0; k < some; k++) of_noise[at_noise + k] += from[k] * given[k];
+            }
+          }
+        filled += n;
+      }
+      sum_up();
+    }
+    for (size_t t = length[rows - 1]; t < layer.steps; t++)
+      for (size_t r = rows; r-- > 0 && length[r] <= t;)
+        std::memset(of_x + (t * batch + row[r]) * inputs, 0, inputs * sizeof(float));
+  };
+  in_parallel(threads, chains, [&](size_t chain) {
+    for (size_t tile = chain; tile < layer.tiles; tile += chains) work(chain, tile);
+  });
+
+  auto add_up = [&](const Array& sums, size_t size) {  // all chains into the first
+    for (size_t chain = 1; chain < chains; chain++)
+      for (size_t k = 0; k < size; k += LANES)
+        store(sums.at(k), load(sums.at(k)) + load(sums.at(chain * size + k)));
+  };
+  add_up(kernel_sums, 2 * kernel_size);
+  add_up(bias_sums, 2 * bias_size);
+  auto unpack = [&](const float* from, size_t stride, float* to) {  // a row of gates from its panels
+    for (size_t j = 0; j < blocks; j++)
+      for (size_t g = 0; g < GATES; g++)
+        std::memcpy(to + g * hidden + j * LANES, from + j * stride + g * LANES,
+                    std::min<size_t>(LANES, hidden - j * LANES) * sizeof(float));
+  };
+  for (int way = 0; way < 2; way++) {
+    for (size_t k = 0; k < inputs + hidden; k++)
+      unpack(kernel_sums.at((way * blocks * width + k) * PANEL), width * PANEL,
+             of_kernel_->typed_data() + (way * (inputs + hidden) + k) * columns);
+    unpack(bias_sums.at(way * blocks * PANEL), PANEL, of_bias_->typed_data() + way * columns);
+  }
+  return ffi::Error::Success();
+}
+
+// Calls a handler; what it throws, which XLA does not catch, becomes an error.
+template <auto handler, class... Arguments>
+ffi::Error guarded(Arguments... arguments) {
+  try {
+    return handler(arguments...);
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("lstm: ") + error.what());
+  }
+}
+
+ffi::Error forward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
+                           Floats noise, FloatsOut states, FloatsOut last, FloatsOut saved) {
+  return guarded<forward>(threads, x, lengths, kernel, bias, noise, states, last, saved);
+}
+
+ffi::Error reencode_guarded(int32_t threads, Floats projected, Ints positions, Ints lengths, Floats kernel,
+                          FloatsOut states, FloatsOut last) {
+  return guarded<reencode>(threads, projected, positions, lengths, kernel, states, last);
+}
+
+ffi::Error backward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
+                            Floats noise, Floats states, Floats saved, Floats of_states,
+                            Floats of_last, FloatsOut of_x, FloatsOut of_kernel, FloatsOut of_bias,
+                            FloatsOut of_noise) {
+  return guarded<backward>(threads, x, lengths, kernel, bias, noise, states, saved, of_states,
+                           of_last, of_x, of_kernel, of_bias, of_noise);
+}
+
+}  // namespace
+
+// How many numbers `saved` holds.
+extern "C" int64_t lstm_saved_size(int64_t steps, int64_t batch, int64_t hidden) {
+  return saved_size(steps, batch, hidden);
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward_guarded,
+                              ffi::Ffi::Bind()
+                                  .Attr<int32_t>("threads")
+                                  .Arg<Floats>()   // x [t b e]
+                                  .Arg<Ints>()     // lengths [b]
+                                  .Arg<Floats>()   // kernel [2 e+h 4h]
+                                  .Arg<Floats>()   // bias [2 4h]
+                                  .Arg<Floats>()   // noise [2 b e], or empty
+                                  .Ret<Floats>()   // states [t b 2h]
+                                  .Ret<Floats>()   // last [b 2h]
+                                  .Ret<Floats>()); // saved, or empty
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_reencode, reencode_guarded,
+                              ffi::Ffi::Bind()
+                                  .Attr<int32_t>("threads")
+                                  .Arg<Floats>()   // projected [n b 2 4h]
+                                  .Arg<Ints>()     // positions [t b]
+                                  .Arg<Ints>()     // lengths [b]
+                                  .Arg<Floats>()   // kernel [2 h 4h]
+                                  .Ret<Floats>()   // states [t b 2h]
+                                  .Ret<Floats>()); // last [b 2h]
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward_guarded,
+                              ffi::Ffi::Bind()
+                                  .Attr<int32_t>("threads")
+                                  .Arg<Floats>()   // x
+                                  .Arg<Ints>()     // lengths
+                                  .Arg<Floats>()   // kernel
+                                  .Arg<Floats>()   // bias
+                                  .Arg<Floats>()   // noise
+                                  .Arg<Floats>()   // states
+                                  .Arg<Floats>()   // saved
+                                  .Arg<Floats>()   // gradient of states
+                                  .Arg<Floats>()   // gradient of last
+                                  .Ret<Floats>()   // gradient of x
+                                  .Ret<Floats>()   // of kernel
+                                  .Ret<Floats>()   // of bias
+                                  .Ret<Floats>()); // of noise

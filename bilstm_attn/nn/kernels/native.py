@@ -1,0 +1,234 @@
+"""A bidirectional LSTM layer for CPU in C++ (`lstm_cpu.cpp`): built on first use, tested, called.
+
+The system's compiler builds it into the user's cache folder, once for each source, compiler, CPU
+and version of jax and jaxlib.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.compile_cache import cpu_digest
+from bilstm_attn.runtime.files import default_cache_dir, file_sha256, text_sha256
+from bilstm_attn.types import Inputs, Lengths, Positions, Query, States
+
+SOURCE = Path(__file__).with_name("lstm_cpu.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+COMPILERS = ("c++", "g++", "clang++")
+
+Kernels = Float[Array, "2 r g"]  # r = e + h
+Biases = Float[Array, "2 g"]
+Noises = Float[Array, "2 b e"] | Float[Array, "0"]
+
+
+class UnavailableError(Exception):
+    """The kernel cannot be built or does not compute what it should; says why, and what to do."""
+
+
+def prepare(
+    agrees: Callable[[], bool], reference: Sequence[Path], notify: Callable[[str], None]
+) -> None:
+    """Builds and loads the kernel, unless that was done before.
+
+    Args:
+      agrees: runs once after building, and says whether the kernel's results are right.
+      reference: the files of what it is compared with; it runs again when they change.
+      notify: is told of the building, which takes seconds.
+
+    Raises:
+      UnavailableError: there is no compiler, it failed, or the results are wrong.
+    """
+    try:
+        library = _load(notify)
+        digest = text_sha256(*(path.read_text() for path in reference))[:16]
+        tested = library.with_suffix(f".{digest}.tested")
+        if tested.exists():
+            return
+        if not agrees():
+            raise UnavailableError("what the compiler built does not agree with the scan")
+        with contextlib.suppress(OSError):  # then it is tested again next time
+            tested.touch()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnavailableError(str(error)) from None
+
+
+def _load(notify: Callable[[str], None] = lambda line: None) -> Path:
+    """Registers the handlers with jax; returns the library's path."""
+    if _loaded:
+        return _loaded[0][0]
+    library = _build(notify)
+    try:
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        raise UnavailableError(f"{library} cannot be loaded ({error}); delete it") from None
+    for name in ("lstm_forward", "lstm_backward", "lstm_reencode"):
+        jax.ffi.register_ffi_target(
+            f"bilstm_attn_{name}", jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu"
+        )
+    loaded.lstm_saved_size.restype = ctypes.c_int64
+    loaded.lstm_saved_size.argtypes = [ctypes.c_int64] * 3
+    _loaded.append((library, loaded.lstm_saved_size))
+    return library
+
+
+_loaded: list[tuple[Path, Callable[[int, int, int], int]]] = []
+
+
+def _build(notify: Callable[[str], None] = lambda line: None) -> Path:
+    """Returns the compiled library, which appears in the cache folder whole or not at all.
+
+    Its name holds a digest of its bytes: one that was damaged since is built again.
+    """
+    named = shlex.split(os.environ.get("CXX", ""))
+    choices = [named] if named else [[name] for name in COMPILERS]
+    compiler = next((words for words in choices if shutil.which(words[0])), None)
+    if compiler is None:
+        raise UnavailableError(
+            f"no C++ compiler {choices[0][0]} is found; install g++ or clang, or set CXX"
+        )
+    folder = default_cache_dir() / "kernels"
+    name = f"lstm_cpu-{_key(compiler)}"
+    for library in folder.glob(f"{name}.*.so"):
+        if library.suffixes[-2] == f".{file_sha256(library)[:16]}":
+            return library
+    notify("building the native kernel, once")
+    partial = folder / f"{name}.{secrets.token_hex(4)}.partial"
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = _run([*command, str(partial)], timeout=300)
+        if done.returncode != 0:
+            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+            first = next((line for line in lines if "error" in line), lines[-1])
+            raise UnavailableError(f"{compiler[0]} failed: {first}")
+        library = partial.with_name(f"{name}.{file_sha256(partial)[:16]}.so")
+        partial.replace(library)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return library
+
+
+def _run(command: Sequence[str], timeout: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env=os.environ | {"LC_ALL": "C"},
+    )
+
+
+def _key(compiler: Sequence[str]) -> str:
+    """Returns a digest of all that the library depends on."""
+    version = _run([*compiler, "--version"], timeout=60).stdout
+    versions = (version, jax.__version__, importlib.metadata.version("jaxlib"))
+    return text_sha256(SOURCE.read_text(), *FLAGS, *compiler, *versions, cpu_digest())[:16]
+
+
+def threads() -> int:
+    """Returns the threads of a call: the cores, shared out over the devices. They change no bit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // jax.local_device_count())
+
+
+@jax.custom_vjp
+def lstm(
+    inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises
+) -> tuple[States, Query]:
+    """Returns both directions' states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
+
+    Args:
+      inputs: `[t b e]`.
+      lengths: `[b]`, in tokens.
+      kernels: `[2 e+h 4h]`, those of the inputs above those of the hidden state; gates i, f, g, o.
+      biases: `[2 4h]`.
+      noises: `[2 b e]`, multiply the inputs of all time steps; or empty, for none.
+    """
+    states, last, _ = _forward(inputs, lengths, kernels, biases, noises, 0)
+    return states, last
+
+
+def _forward(
+    inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises, saved: int
+) -> Any:
+    _load()
+    steps, batch, _ = inputs.shape
+    states_size = biases.shape[1] // 2
+    shapes = ((steps, batch, states_size), (batch, states_size), (saved,))
+    return _call("forward", shapes, (inputs, lengths.astype(jnp.int32), kernels, biases, noises))
+
+
+def reencode(
+    projected: Float[Array, "n b 2 g"],
+    positions: Positions,
+    lengths: Lengths,
+    kernels: Float[Array, "2 h g"],
+) -> tuple[States, Query]:
+    """Returns what `lstm` does of the same tokens in other positions. It has no derivative.
+
+    Args:
+      projected: `[n b 2 4h]`, of each token the product with its rows of `kernels`, biases added.
+      positions: `[t b]`, where among the `n` each token is read.
+      lengths: `[b]`, in tokens.
+      kernels: `[2 h 4h]`, those of the hidden state.
+    """
+    _load()
+    steps, batch = positions.shape
+    shapes = ((steps, batch, 2 * kernels.shape[1]), (batch, 2 * kernels.shape[1]))
+    arguments = (projected, positions.astype(jnp.int32), lengths.astype(jnp.int32), kernels)
+    states, last = _call("reencode", shapes, arguments)
+    return states, last
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
+    """Returns the results of a handler, float32 arrays of these shapes."""
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    call = jax.ffi.ffi_call(f"bilstm_attn_lstm_{name}", results, vmap_method="sequential")
+    return call(*arguments, threads=np.int32(threads()))
+
+
+@_call.defjvp
+def _no_further_derivatives(name: str, shapes: Any, primals: Any, tangents: Any) -> Any:
+    if name == "reencode":
+        raise UserError("backend native has no derivative of a rereading; use backend scan")
+    raise UserError("backend native has no second derivatives; use backend scan or plain")
+
+
+def _save(
+    inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises
+) -> tuple[tuple[States, Query], Any]:
+    _load()
+    steps, batch, _ = inputs.shape
+    size = _loaded[0][1](steps, batch, biases.shape[1] // 4)
+    given = (inputs, lengths, kernels, biases, noises)
+    states, last, saved = _forward(*given, size)
+    return (states, last), (*given, states, saved)
+
+
+def _back(residuals: Any, cotangents: Any) -> Any:
+    inputs, lengths, kernels, biases, noises, states, saved = residuals
+    arguments = (inputs, lengths.astype(jnp.int32), kernels, biases, noises, states, saved)
+    shapes = tuple(given.shape for given in (inputs, kernels, biases, noises))
+    d_inputs, *d_parameters, d_noises = _call("backward", shapes, (*arguments, *cotangents))
+    return d_inputs, None, *d_parameters, d_noises
+
+
+lstm.defvjp(_save, _back)

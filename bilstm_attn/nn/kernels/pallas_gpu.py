@@ -1,0 +1,181 @@
+"""The time loop of a bidirectional LSTM layer on a GPU: see `kernels.pallas`.
+
+A program of the grid is a direction and a tile of rows: it holds U in shared memory, h and c in
+registers, and stops at its tile's longest row.
+
+Tested in Pallas' interpreter and lowered for CUDA; never run on a GPU. jax 0.11 and later warn that
+what it is lowered by, Triton within Pallas, will go; Pallas' Mosaic GPU or jax-triton replace it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Int
+
+from bilstm_attn.config import MatmulPrecision
+from bilstm_attn.nn.kernels.lstm_step import GATES, advance, as_operand, multiply, retreat
+
+TILE = 16  # rows of a program: the fewest that the GPU's matrix units take
+# With more, U does not fit into the shared memory of an A100 or H100, beside all else.
+MOST_HIDDEN: dict[MatmulPrecision, int] = {"float32": 64, "tensorfloat32": 64, "bfloat16": 128}
+
+
+def padding(batch: int, hidden: int) -> tuple[int, int]:
+    """Returns how many rows and units to add."""
+    return -batch % TILE, max(pl.next_power_of_2(hidden), TILE) - hidden
+
+
+def forward(
+    projected: Array,
+    recurrent: Array,
+    lengths: Int[Array, " b"],
+    *,
+    matmul_precision: MatmulPrecision,
+    interpret: bool,
+    save: bool,
+) -> tuple[Array, ...]:
+    """Returns the states; if `save`, the gates and each step's c before it too."""
+    _, steps, batch, _, hidden = projected.shape
+    states = (2, steps, batch, hidden)
+    results = (states, projected.shape, states) if save else (states,)
+    given = (lengths, projected, as_operand(recurrent, matmul_precision))
+    return _call(_forward_kernel, results, matmul_precision, interpret, *given)
+
+
+def backward(
+    gates: Array,
+    cells: Array,
+    recurrent: Array,
+    lengths: Int[Array, " b"],
+    d_states: Array,
+    *,
+    matmul_precision: MatmulPrecision,
+    interpret: bool,
+) -> Array:
+    """Returns the gradient of what was projected."""
+    transposed = as_operand(recurrent.swapaxes(2, 3), matmul_precision)
+    given = (lengths, gates, cells, transposed, d_states)
+    [d_projected] = _call(_backward_kernel, (gates.shape,), matmul_precision, interpret, *given)
+    return d_projected
+
+
+def _call(
+    kernel: Any,
+    results: tuple[tuple[int, ...], ...],
+    matmul_precision: MatmulPrecision,
+    interpret: bool,
+    *arguments: Array,
+) -> tuple[Array, ...]:
+    """Returns a kernel's results, float32 arrays of these shapes, `[2 t b ... h]` the first."""
+    from jax.experimental.pallas import triton  # only here, since it warns from jax 0.11 on
+
+    _, _, batch, *_, hidden = results[0]
+    run = pl.pallas_call(
+        functools.partial(kernel, matmul_precision=matmul_precision, interpret=interpret),
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results],
+        grid=(2, batch // TILE),
+        interpret=interpret,
+        compiler_params=triton.CompilerParams(num_warps=4 if hidden < 128 else 8, num_stages=1),
+    )
+    return tuple(run(*arguments))
+
+
+def _dot(left: Array, right: Array, matmul_precision: MatmulPrecision, interpret: bool) -> Array:
+    """Returns the product as `step.multiply` does, in terms that a kernel is lowered for."""
+    if interpret:
+        return multiply(left, right, matmul_precision)
+    precision = {
+        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # but for a bit or two
+        "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32,
+        "bfloat16": None,
+    }[matmul_precision]
+    left, right = as_operand(left, matmul_precision), as_operand(right, matmul_precision)
+    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _tile(lengths_ref: Any) -> tuple[Any, Any, Array, Array]:
+    """Returns this program's direction, its rows, their lengths, and the longest of these."""
+    rows = pl.ds(pl.program_id(1) * TILE, TILE)
+    lengths = lengths_ref[rows]
+    return pl.program_id(0), rows, lengths, lengths.max()
+
+
+def _forward_kernel(
+    lengths_ref: Any,
+    projected_ref: Any,
+    recurrent_ref: Any,
+    states_ref: Any,
+    *saved_refs: Any,
+    matmul_precision: MatmulPrecision,
+    interpret: bool,
+) -> None:
+    way, rows, lengths, longest = _tile(lengths_ref)
+    recurrent = [recurrent_ref[way, gate, :, :] for gate in range(GATES)]
+
+    def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, c = carry
+        t = jnp.where(way == 0, count, longest - 1 - count)
+        read = [
+            projected_ref[way, t, rows, gate, :]
+            + _dot(h, recurrent[gate], matmul_precision, interpret)
+            for gate in range(GATES)
+        ]
+        gates, cell, state = advance(tuple(read), c)
+        own = (t < lengths)[:, None]
+        states_ref[way, t, rows, :] = jnp.where(own, state, 0)
+        if saved_refs:  # for the derivative
+            gates_ref, cells_ref = saved_refs
+            for gate, value in enumerate(gates):
+                gates_ref[way, t, rows, gate, :] = value
+            cells_ref[way, t, rows, :] = c
+        return jnp.where(own, state, h), jnp.where(own, cell, c)
+
+    zero = jnp.zeros((TILE, states_ref.shape[-1]), jnp.float32)
+    lax.fori_loop(0, longest, step, (zero, zero))
+
+    def fill(t: Any, carry: None) -> None:
+        states_ref[way, t, rows, :] = zero
+
+    lax.fori_loop(longest, states_ref.shape[1], fill, None)
+
+
+def _backward_kernel(
+    lengths_ref: Any,
+    gates_ref: Any,
+    cells_ref: Any,
+    transposed_ref: Any,
+    d_states_ref: Any,
+    d_projected_ref: Any,
+    *,
+    matmul_precision: MatmulPrecision,
+    interpret: bool,
+) -> None:
+    way, rows, lengths, longest = _tile(lengths_ref)
+    transposed = [transposed_ref[way, gate, :, :] for gate in range(GATES)]
+
+    def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_h, d_c = carry
+        t = jnp.where(way == 0, longest - 1 - count, count)
+        gates = [gates_ref[way, t, rows, gate, :] for gate in range(GATES)]
+        d_state = d_h + d_states_ref[way, t, rows, :]
+        d_gates, d_before = retreat(tuple(gates), cells_ref[way, t, rows, :], d_state, d_c)
+        own = (t < lengths)[:, None]
+        before_h = jnp.zeros_like(d_h)
+        for gate, value in enumerate(d_gates):
+            value = jnp.where(own, value, 0)
+            d_projected_ref[way, t, rows, gate, :] = value
+            before_h += _dot(value, transposed[gate], matmul_precision, interpret)
+        return jnp.where(own, before_h, d_h), jnp.where(own, d_before, d_c)
+
+    zero = jnp.zeros((TILE, d_states_ref.shape[-1]), jnp.float32)
+    lax.fori_loop(0, longest, step, (zero, zero))
+
+    def fill(t: Any, carry: None) -> None:
+        for gate in range(GATES):
+            d_projected_ref[way, t, rows, gate, :] = zero
+
+    lax.fori_loop(longest, d_states_ref.shape[1], fill, None)

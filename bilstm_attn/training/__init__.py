@@ -1,0 +1,1 @@
+"""Training: objectives, optimiser, step, loop, checkpoints, run folders."""

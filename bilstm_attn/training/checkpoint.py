@@ -1,0 +1,227 @@
+"""What a run leaves on disk: checkpoints to resume from, and one exported file to use.
+
+Checkpoints are orbax's; the exported model is a safetensors file. Both restore flipped bytes
+without a word, so each carries a digest of its own that is checked.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.distributed import (
+    broadcast,
+    is_main_process,
+    on_main_process,
+    require_same,
+)
+from bilstm_attn.runtime.files import (
+    file_sha256,
+    report_write_errors,
+    tree_sha256,
+    write_atomically,
+)
+
+DIGESTS = "sha256.json"  # in a checkpoint's folder: the digest of each other file there
+SPARE_BYTES = 1 << 18  # what a checkpoint may take beyond its arrays
+ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
+KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below `folder` but `DIGESTS`, by its path in there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in paths
+        if path != folder / DIGESTS
+    }
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises a `ValueError` if a file of a checkpoint is not as it was saved.
+
+    Orbax is not asked: of damaged files it prints tracebacks, or reads wrong values. A checkpoint
+    without digests is one whose saving was killed at its very end; the digest of its state decides.
+    """
+    if not (folder / DIGESTS).exists():
+        return
+    saved, found = json.loads((folder / DIGESTS).read_bytes()), _digest_files(folder)
+    for name in sorted({*saved, *found}):
+        if saved.get(name) != found.get(name):
+            raise ValueError(f"its file {name} is not what was saved")
+
+
+def _require_space(folder: Path, state: Any) -> None:
+    """Raises an `OSError` unless a checkpoint of `state` can be written below `folder`.
+
+    Orbax is not left to find out: on a full disk its threads print tracebacks by the dozen.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    chunk = bytes(1 << 16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(0, size + size // 8 + SPARE_BYTES, len(chunk)):
+            file.write(chunk)
+
+
+class Checkpoints:
+    """A run's checkpoints, by step; a context manager.
+
+    States are trees of NumPy arrays, so that the number of devices and processes that wrote one
+    does not matter to those that read it. Of several processes, all call everything here, and the
+    first one reads and writes.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._manager: ocp.CheckpointManager | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        """Opens the folder, which need not exist."""
+        on_main_process(self._open)
+        return self
+
+    def _open(self) -> None:
+        with report_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(
+                "*.orbax-checkpoint-tmp"
+            ):  # of a save that was killed
+                shutil.rmtree(unfinished)  # which orbax would try as well, and go on without
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,  # which orbax refuses where one process of several writes
+                    preservation_policy=LatestN(KEPT),
+                    enable_async_checkpointing=False,
+                    multiprocessing_options=ALONE,
+                ),
+            )
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the folder."""
+        if self._manager is not None:
+            self._manager.close()
+
+    @property
+    def _opened(self) -> ocp.CheckpointManager:
+        assert self._manager is not None, "use `with Checkpoints(folder) as checkpoints`"
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """Returns the steps of which there is a checkpoint, rising."""
+        return on_main_process(lambda: sorted(self._opened.all_steps()))
+
+    def rewind(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, damaged or not, which will be saved again.
+
+        Raises:
+          UserError: one cannot be deleted.
+        """
+
+        def delete() -> None:
+            for later in self._opened.all_steps():
+                if later > step:
+                    with report_write_errors(self.folder / str(later)):
+                        self._opened.delete(later)
+
+        on_main_process(delete)
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Saves `state`, a tree of arrays, and `record`, plain JSON, as those of `step`.
+
+        Raises:
+          UserError: it cannot be written, and earlier checkpoints stay; or the state is not the
+            same in all processes.
+        """
+        state = jax.device_get(state)
+        state_sha256 = tree_sha256(state)
+        require_same(**{f"the state at step {step}": state_sha256})
+        about = {"state_sha256": state_sha256, "record": record}
+        on_main_process(lambda: self._save(step, state, about))
+
+    def _save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        if step in self._opened.all_steps():
+            return
+        with report_write_errors(self.folder / str(step)):
+            _require_space(self.folder, state)
+            self._opened.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(about)
+                ),
+            )
+            self._opened.wait_until_finished()
+            digests = json.dumps(_digest_files(self.folder / str(step)), indent=2)
+        write_atomically(self.folder / str(step) / DIGESTS, digests.encode())
+
+    def restore(
+        self,
+        like: Any,
+        notify: Callable[[str], object],
+        accept: Callable[[dict[str, Any]], None] = lambda record: None,
+        at_most: int | None = None,
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Returns state and record of the newest whole checkpoint, or None if there is none.
+
+        Args:
+          like: a state of the same structure.
+          notify: called with a line about each checkpoint that is damaged and passed over.
+          accept: called with the record before its state is read; raises if that cannot be used.
+          at_most: the newest step that will do.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged; or `accept` did.
+        """
+        like = jax.device_get(like)
+        found: list[Any] = []
+
+        def restore() -> dict[str, Any] | None:
+            found.append(self._restore(like, notify, accept, at_most))
+            return None if found[0] is None else found[0][1]
+
+        record = on_main_process(restore)
+        if record is None:
+            return None
+        return broadcast(found[0][0] if is_main_process() else like), record
+
+    def _restore(
+        self,
+        like: Any,
+        notify: Callable[[str], object],
+        accept: Callable[[dict[str, Any]], None],
+        at_most: int | None,
+    ) -> tuple[Any, dict[str, Any]] | None:
+        steps = sorted(self._opened.all_steps(), reverse=True)
+        chosen = [step for step in steps if at_most is None or step <= at_most]
+        for step in chosen:
+            try:
+                _require_whole(self.folder / str(step))
+                record = ocp.args.JsonRestore()
+                about = self._opened.restore(step, args=ocp.args.Composite(record=record))["record"]
+                accept(about["record"])
+                given = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+                state = self._opened.restore(step, args=given)["state"]
+                if tree_sha256(state) != about["state_sha256"]:
+                    raise ValueError("its digest differs")
+            except UserError:
+                raise
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                notify(f"checkpoint {step} is damaged ({reason[:120]}); trying the one before")
+                continue
+            return state, about["record"]
+        if chosen:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged; start again with another --name"
+            )
+        return None

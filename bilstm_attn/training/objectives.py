@@ -1,0 +1,49 @@
+"""What training minimises. A new objective is one class and one line in `OBJECTIVES`."""
+
+import abc
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from bilstm_attn.nn.model import Model
+from bilstm_attn.types import Batch, Keys, Logits, Params, Sums
+
+
+def labelled(batch: Batch) -> Float[Array, " b"]:
+    """Returns each row's weight, 0 for filler and unlabelled reviews."""
+    return batch.weight * (batch.label >= 0)
+
+
+def cross_entropy(logits: Logits, label: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Returns `-log sigmoid(logit)` for label 1 and `-log sigmoid(-logit)` for label 0, in nats."""
+    return optax.sigmoid_binary_cross_entropy(logits, jnp.clip(label, 0, 1).astype(jnp.float32))
+
+
+class Objective(abc.ABC):
+    """A sum over reviews to minimise, beside what is reported."""
+
+    @abc.abstractmethod
+    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
+        """Returns sums over the batch; `loss / weight` is what is minimised.
+
+        `keys`, one a review, are the only source of noise.
+        """
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy of the labelled reviews."""
+
+    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
+        """Returns the sums of cross-entropy, of right answers and of weights."""
+        logits = model(params, batch.tokens, batch.length, keys).logits
+        weight = labelled(batch)
+        right = (logits > 0) == (batch.label == 1)
+        return Sums(
+            loss=(weight * cross_entropy(logits, batch.label)).sum(),
+            correct=(weight * right).sum(),
+            weight=weight.sum(),
+        )
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"cross_entropy": CrossEntropy}

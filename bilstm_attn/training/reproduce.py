@@ -1,0 +1,106 @@
+"""Does a recorded run come out again? Its first steps, repeated and compared."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from bilstm_attn.config import Backend, Config
+from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.data.word_vectors import require_digest
+from bilstm_attn.errors import UserError
+from bilstm_attn.nn.backend import choose_backend
+from bilstm_attn.nn.model import Model
+from bilstm_attn.runtime.compile_cache import enable_compile_cache
+from bilstm_attn.runtime.console import Console
+from bilstm_attn.runtime.devices import make_mesh
+from bilstm_attn.training.commands import make_replica
+from bilstm_attn.training.loop import PROOF_STEP, train
+from bilstm_attn.training.run_dir import RunDir, describe_environment
+
+ROUNDING = 1e-5  # of the loss: a few steps whose sums have another order differ by about 1e-7
+
+
+def run_verification(folder: Path, locations: DataLocations) -> int:
+    """Repeats a run's first steps and says whether bits, rounding or neither agree.
+
+    On the devices and backend that it had, where they are to be had; what differs is printed.
+
+    Returns:
+      The exit status: 0 if bits or rounding agree, else 1.
+
+    Raises:
+      UserError: not a run, one without a proof, or one on other data.
+    """
+    console, run = Console(), RunDir(folder)
+    config, proofs = run.config(), [line for line in run.records() if line["kind"] == "proof"]
+    if not proofs:
+        raise UserError(
+            f"{folder} has no proof to compare with: it ended before step {PROOF_STEP}, or is of "
+            "an earlier version; give another run"
+        )
+    proof = proofs[-1]
+    recorded = run.environment(before_step=proof["step"])
+    mesh = _make_mesh_as(recorded, config)
+    enable_compile_cache(console.print)
+    backend = _choose_backend_as(recorded, config, console)
+    tokens = prepare_tokens(config.data.dataset, locations, console)
+    here = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
+    here |= {"backend": backend, "seeds": 1}
+    if here["data_sha256"] != recorded["data_sha256"]:
+        raise UserError(f"{folder} was trained on other data; give the --cache it had")
+    if config.model.vectors:
+        require_digest(Path(config.model.vectors), recorded["vectors_sha256"], folder)
+    for line in _differences(recorded, here):
+        console.print(f"differs  {line}")
+    with tempfile.TemporaryDirectory() as again:
+        replica = make_replica(tokens, config, RunDir(Path(again)))
+        model = Model(config.model, replica.vocabulary.size, backend)
+        train([replica], model, mesh=mesh, console=console, until_step=proof["step"])
+        (repeated,) = (line for line in replica.run.records() if line["kind"] == "proof")
+    return _judge(proof, repeated, console)
+
+
+def _make_mesh_as(recorded: dict[str, Any], config: Config) -> Mesh:
+    """Returns the mesh that the run had; where that cannot be, one of what there is."""
+    rows = config.data.group_size // config.train.microbatches
+    try:
+        return make_mesh(rows, len(recorded["devices"]))
+    except UserError:
+        return make_mesh(rows)
+
+
+def _choose_backend_as(recorded: dict[str, Any], config: Config, console: Console) -> Backend:
+    try:
+        return choose_backend(recorded["backend"], config, console)
+    except UserError:
+        return choose_backend("auto", config, console)
+
+
+def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Returns a line for each circumstance that may change bits, and is another one here."""
+    lines = []
+    for name in recorded.keys() - {"command", "versions", "from_step"}:
+        if recorded[name] != here.get(name):
+            lines.append(f"{name}: {recorded[name]} there, {here.get(name)} here")
+    for package, version in here["versions"].items():
+        if (there := recorded["versions"].get(package)) != version:
+            lines.append(f"version of {package}: {there} there, {version} here")
+    return sorted(lines)
+
+
+def _judge(proof: dict[str, Any], repeated: dict[str, Any], console: Console) -> int:
+    """Prints how far two proofs agree; returns the exit status."""
+    after = f"after {proof['step']} steps"
+    if repeated["state_sha256"] == proof["state_sha256"]:
+        console.print(f"the same bits {after}: parameters, optimiser and loss")
+        return 0
+    apart = abs(repeated["loss"] - proof["loss"]) / abs(proof["loss"])
+    if apart <= ROUNDING:
+        console.print(f"the same to rounding {after}, not the same bits: loss {apart:.0e} apart")
+        return 0
+    console.print(
+        f"not the same {after}: loss {repeated['loss']:.6f}, recorded {proof['loss']:.6f}"
+    )
+    return 1

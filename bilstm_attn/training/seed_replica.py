@@ -1,0 +1,102 @@
+"""One seed's part of a training; several seeds in one program have one each."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key
+
+from bilstm_attn.config import Config, differences, from_json
+from bilstm_attn.data.batches import BatchPlan, plan_epoch
+from bilstm_attn.data.splits import Examples
+from bilstm_attn.data.vocabulary import Vocabulary
+from bilstm_attn.data.word_vectors import WordVectors, read_vectors
+from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.console import Console
+from bilstm_attn.runtime.prng import stream
+from bilstm_attn.training.checkpoint import Checkpoints
+from bilstm_attn.training.run_dir import RunDir
+from bilstm_attn.training.step import TrainState
+
+
+class SeedReplica:
+    """One seed's part of a training: what it reads, where it writes, what it has reached."""
+
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        training: Examples,
+        eval_examples: Examples,
+        run: RunDir,
+    ):
+        """Takes the reviews to train on, and the split that `config.train.eval_split` names.
+
+        That is measured after each epoch, and by `config.train.select` decides which is exported.
+        """
+        self.config, self.vocabulary, self.run = config, vocabulary, run
+        self.training, self.eval_examples = training, eval_examples
+        self.checkpoints = Checkpoints(run.checkpoints)
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """What all dropout follows from."""
+        return stream(jax.random.key(self.config.seed), "dropout")
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of the epochs that have ended."""
+        return [record for record in self.run.logged if record["kind"] == "epoch"]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The record of the epoch to export; of equally good ones the first."""
+        if self.config.train.select == "last":
+            return self.epochs[-1]
+        name = f"{self.config.train.eval_split}_accuracy"
+        return max(self.epochs, key=lambda record: record[name])
+
+    def vectors(self) -> WordVectors | None:
+        """Returns what words start with, if the config names a file of word vectors.
+
+        Raises:
+          UserError: the file cannot be read, or does not fit.
+        """
+        model = self.config.model
+        if not model.vectors:
+            return None
+        return read_vectors(Path(model.vectors), self.vocabulary, model.embedding_size)
+
+    def plan(self, epoch: int) -> list[BatchPlan]:
+        """Returns the batches of an epoch."""
+        return plan_epoch(self.training.lengths, self.config.data, self.config.seed, epoch)
+
+    def record(self, pending: list[Any], seconds: float) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the state."""
+        config, metrics = self.config.to_json(), self.run.logged
+        return {"config": config, "metrics": metrics, "pending": pending, "seconds": seconds}
+
+    def restore(
+        self, like: TrainState, console: Console, at_most: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Returns state and record of the newest whole checkpoint, or those of the first step.
+
+        Raises:
+          UserError: the checkpoint is of another config, or every one is damaged.
+        """
+
+        def accept(record: dict[str, Any]) -> None:
+            config = from_json(record["config"], f"a checkpoint in {self.checkpoints.folder}")
+            if "metrics" not in record:
+                raise UserError(
+                    f"{self.checkpoints.folder} holds checkpoints of another version; use the "
+                    "version of bilstm_attn that wrote them, or give --name"
+                )
+            if differing := differences(config, self.config):
+                raise UserError(
+                    f"{self.checkpoints.folder} holds checkpoints of another config "
+                    f"({'; '.join(differing[:3])}); put back this run's own, or give --name"
+                )
+
+        restored = self.checkpoints.restore(like, console.print, accept, at_most)
+        return restored or (like, self.record([], 0.0))

@@ -1,0 +1,116 @@
+"""The token cache: damage, full disks and two processes at once."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny_run import ROOT, SIZES, cut, error_of, flip, full_disk, script, tiny, write_cache
+
+from bilstm_attn.data import imdb, sources
+from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.runtime.console import Console
+
+prepare = script("prepare_data")
+
+
+def test_prepare_data_says_what_it_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sources.DATASETS, "imdb", tiny(sources.Imdb))
+    assert prepare("--cache", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert all(f"{split:10} {size:7,} reviews" in out for split, size in SIZES.items())
+    assert prepare("--cache", tmp_path) == 0
+    assert "found the tokens of imdb" in capsys.readouterr().out
+
+
+def test_prepare_data_told_of_a_missing_archive_is_one_line(tmp_path):
+    where = ["--cache", tmp_path / "cache", "--data-dir", tmp_path / "data"]
+    message = error_of(prepare, *where, "--archive", tmp_path / "no.tar.gz")
+    assert "give the path of aclImdb_v1.tar.gz" in message
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
+    folder = tmp_path / imdb.PREPARED
+    folder.mkdir(parents=True)
+    info = {"fileFormat": "tfrecord", "name": "imdb_reviews", "version": "1.0.0"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    message = error_of(prepare, "--cache", tmp_path / "cache", "--data-dir", tmp_path)
+    assert "array_record, but is tfrecord" in message
+
+
+DAMAGES = {
+    "words cut short": lambda folder: cut(folder / "train.words.npy", 200),
+    "a byte of the words changed": lambda folder: flip(folder / "train.words.npy", 300),
+    "a byte of the labels changed": lambda folder: flip(folder / "train.labels.npy", 130),
+    "a byte of the lexicon changed": lambda folder: flip(folder / "lexicon.txt", 3),
+    "a digit of the data's digest changed": lambda folder: (folder / "meta.json").write_text(
+        re.sub(r'(?<="sha256": ")(.)', "g", (folder / "meta.json").read_text())
+    ),
+    "words missing": lambda folder: (folder / "train.words.npy").unlink(),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "meta cut short": lambda folder: cut(folder / "meta.json", 50),
+    "meta of another kind": lambda folder: (folder / "meta.json").write_text("[]"),
+    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_token_cache_is_one_line(tmp_path, damage):
+    folder = write_cache(tmp_path)
+    TokenCache(folder)
+    DAMAGES[damage](folder)
+    message = error_of(prepare, "--dataset", "movie_reviews", "--cache", tmp_path)
+    assert message.startswith(f"the token cache {folder} is damaged (")
+    assert message.endswith("delete it and run scripts/prepare_data.py, or copy it again")
+
+
+def test_full_disk_while_preparing_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.DATASETS, "movie_reviews", tiny(sources.MovieReviews))
+    with full_disk(100):
+        message = error_of(prepare_tokens, "movie_reviews", DataLocations(tmp_path), Console())
+    assert message.startswith(f"cannot write the token cache {tmp_path}")
+    assert "free some space or give another place with --cache" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+PREPARE = """
+import pathlib, sys, time
+from bilstm_attn.data import sources
+from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.runtime.console import Console
+
+class Slow(sources.Source):
+    name, version, splits = "movie_reviews", sources.MovieReviews.version, ("train",)
+    def __init__(self, data_dir=None, archive=None):
+        pass
+    def size(self, split):
+        return 1
+    def read(self, split):
+        meeting = pathlib.Path(sys.argv[1])
+        (meeting / sys.argv[2]).touch()  # both are past the check for a cache that is there
+        while len(list(meeting.iterdir())) < 2:
+            time.sleep(0.01)
+        yield "filmo brillo", 1
+
+sources.DATASETS["movie_reviews"] = Slow
+cache = pathlib.Path(sys.argv[3])
+print(prepare_tokens("movie_reviews", DataLocations(cache), Console()).meta["splits"])
+"""
+
+
+def test_two_processes_preparing_at_once_both_get_the_tokens(tmp_path):
+    (tmp_path / "meeting").mkdir()
+    command = [sys.executable, "-c", PREPARE, tmp_path / "meeting"]
+    both = [
+        subprocess.Popen([*command, who, tmp_path / "cache"], stdout=-1, stderr=-1, cwd=ROOT)
+        for who in "ab"
+    ]
+    for process in both:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+        assert b"{'train': 1}" in out
+    assert list((tmp_path / "cache").iterdir()) == [
+        cache_folder("movie_reviews", tmp_path / "cache")
+    ]

@@ -1,0 +1,87 @@
+"""Word vectors from a file: which words get them, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+from process_group import losses
+from tiny_run import error_of, tiny_run, train
+
+from bilstm_attn.data.token_cache import DataLocations
+from bilstm_attn.data.vocabulary import RESERVED, Vocabulary
+from bilstm_attn.data.word_vectors import digest_of, read_vectors
+from bilstm_attn.nn.model import Model
+from bilstm_attn.training.reproduce import run_verification
+from bilstm_attn.training.step import initial_params
+
+
+def verify(run, folder):
+    run_verification(run.folder, DataLocations(cache=folder / "cache"))
+
+
+WORDS = Vocabulary(["filmo", "brillo", "dregg"])
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(tmp_path):
+    lines = "dregg 1 -2.5", "unknown 3 4", "filmo 5 6 ", "dregg 7 8"
+    for heading in ((), ("4 2",)):
+        found = read_vectors(write(tmp_path / "some.vec", *heading, *lines), WORDS, 2)
+        assert found.ids.tolist() == [RESERVED + 2, RESERVED]
+        assert found.vectors.tolist() == [[1, -2.5], [5, 6]]
+        assert found.vectors.dtype == np.float32
+
+
+@pytest.mark.slow
+def test_run_starts_with_them_and_records_their_digest(empty):
+    lines = (f"{word} {number} 0 0 {-number}" for number, word in enumerate(["brillo", "dregg"], 1))
+    path = write(empty / "some.vec", *lines)
+    fields = {"model__vectors": path, "train__epochs": 1}
+    assert train(empty, "--name", "tiny", **fields) == 0
+    run = tiny_run(empty)
+    assert run.environments()[-1]["vectors_sha256"] == digest_of(path)
+    config = run.config()
+    model = Model(config.model, RESERVED + 3)
+    found = read_vectors(path, WORDS, 4)
+    with_them, without = (initial_params(model, 0, vectors) for vectors in (found, None))
+    embedding = np.asarray(with_them["embedding"])
+    assert embedding[RESERVED + 1].tolist() == [1, 0, 0, -1]
+    others = np.delete(np.arange(len(embedding)), found.ids)
+    np.testing.assert_array_equal(embedding[others], np.asarray(without["embedding"])[others])
+    del with_them["embedding"], without["embedding"]
+    jax.tree.map(np.testing.assert_array_equal, with_them, without)
+    assert train(empty, "--name", "other", train__epochs=1) == 0
+    assert losses(run) != losses(tiny_run(empty, "other"))
+    path.write_text(path.read_text().replace("1 0", "1 1"))
+    assert "had other word vectors" in error_of(verify, run, empty)
+
+
+def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
+    lines = "brillo 1 2", ". . 3 4", "a\x85b 5 6", "c\rd 7 8", "filmo 9 0"
+    found = read_vectors(write(tmp_path / "some.vec", *lines), WORDS, 2)
+    assert found.vectors.tolist() == [[1, 2], [9, 0]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["brillo 1 2 3"], "has 3 numbers in line 1, and model.embedding_size is 2"),
+        (["brillo 1 2", "dregg 1"], "has 1 numbers in line 2, and"),
+        (["brillo 1 x"], "has other than finite numbers in line 1"),
+        (["brillo 1 nan"], "has other than finite numbers in line 1"),
+        (["another 1 2"], "has none of the 3 words"),
+        ([], "has none of the 3 words"),
+    ],
+)
+def test_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
+    path = write(tmp_path / "some.vec", *lines)
+    assert says in error_of(read_vectors, path, WORDS, 2)
+
+
+def test_file_that_is_not_there_is_one_line(empty):
+    message = error_of(train, empty, "--name", "tiny", model__vectors=empty / "none.vec")
+    assert message.startswith("cannot read the word vectors: ")
+    assert not tiny_run(empty).folder.exists()

@@ -1,0 +1,66 @@
+"""Every measure against scikit-learn or a loop from its definition, with ties and edges."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from bilstm_attn.inference import metrics
+
+
+def random_answers(seed, size=997, ties=False):
+    numbers = np.random.default_rng(seed)
+    logits = numbers.normal(size=size).astype(np.float32) * 3
+    if ties:
+        logits = np.round(logits)
+    labels = (numbers.random(size) < metrics.sigmoid(logits * 0.7 + 0.3)).astype(np.int8)
+    return logits, labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_are_scikit_learns(seed, ties):
+    logits, labels = random_answers(seed, ties=ties)
+    measured = metrics.measure(logits, labels)
+    said, probability = logits > 0, metrics.sigmoid(logits)
+    expected = {
+        "accuracy": sklearn_metrics.accuracy_score(labels, said),
+        "loss": sklearn_metrics.log_loss(labels, probability),
+        "f1": sklearn_metrics.f1_score(labels, said),
+        "roc_auc": sklearn_metrics.roc_auc_score(labels, logits),
+    }
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_calibration_error_is_the_sum_over_bins(ties):
+    logits, labels = random_answers(4, ties=ties)
+    bins = metrics.CALIBRATION_BINS
+    positive = metrics.sigmoid(logits)
+    confidence = np.maximum(positive, 1 - positive)
+    right = (logits > 0) == (labels == 1)
+    total = 0.0
+    for k in range(bins):
+        inside = (confidence > k / bins) & (confidence <= (k + 1) / bins)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration_error(logits, labels) == pytest.approx(total, abs=1e-12)
+
+
+def test_sure_and_right_is_perfect_and_huge_logits_stay_finite():
+    logits, labels = np.array([1e4, -1e4, 88.0], np.float32), np.array([1, 0, 1])
+    perfect = {"accuracy": 1, "loss": 0, "f1": 1, "roc_auc": 1, "calibration_error": 0}
+    assert metrics.measure(logits, labels) == pytest.approx(perfect, abs=1e-12)
+    assert metrics.cross_entropy(-logits, labels) == pytest.approx((2e4 + 88) / 3)
+
+
+def test_a_logit_of_zero_says_negative():
+    assert metrics.accuracy(np.zeros(4, np.float32), np.array([0, 0, 0, 1])) == 0.75
+    assert metrics.roc_auc(np.zeros(4, np.float32), np.array([0, 0, 0, 1])) == 0.5
+
+
+def test_one_label_alone_has_no_ranking_and_no_crash():
+    measured = metrics.measure(np.array([-1.0, -2.0], np.float32), np.array([0, 0]))
+    assert np.isnan(measured["roc_auc"])
+    assert measured["f1"] == 0
+    assert measured["accuracy"] == 1

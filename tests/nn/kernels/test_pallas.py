@@ -1,0 +1,221 @@
+"""The kernels for GPUs and TPUs, in Pallas' interpreter: the scan's values and gradients."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_run import error_of
+
+from bilstm_attn.config import Config, ModelConfig
+from bilstm_attn.nn.backend import choose_backend
+from bilstm_attn.nn.encoder import Bidirectional
+from bilstm_attn.nn.kernels import pallas, pallas_tpu
+from bilstm_attn.runtime.console import Console
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def device(request, monkeypatch):
+    """Runs that device's kernel, the TPU's in tiles and chunks that small cases have several of."""
+    monkeypatch.setattr(pallas_tpu, "MOST_ROWS", 8)
+    monkeypatch.setattr(pallas_tpu, "MOST_STEPS", 2)
+    way = partial(pallas.KernelOptions, request.param, interpret=True)
+    monkeypatch.setattr(pallas, "here", way)
+    return request.param
+
+
+def layer_of(backend, hidden, inputs_size, noisy=True, **config):
+    """Returns parameters, and a layer as a function of them, the inputs, lengths and keys."""
+    config = ModelConfig(hidden_size=hidden, **config)
+    layer = Bidirectional(inputs_size, config, backend, name="test", rngs=nnx.Rngs(0))
+    graph, params = nnx.split(layer)
+
+    def run(params, inputs, lengths, keys):
+        return nnx.merge(graph, params)(inputs, lengths, keys if noisy else None)
+
+    return params, run
+
+
+def given(steps, rows, inputs_size):
+    inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))
+    lengths = (steps - jnp.arange(rows)) % (steps + 1)  # steps, ..., 0, and again
+    lengths = lengths.at[-1].set(0)
+    lengths = jnp.where(jnp.arange(rows) < 16, jnp.minimum(lengths, 3), lengths)  # a shorter tile
+    return inputs, lengths, jax.random.split(jax.random.key(0), rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(run, params, inputs, lengths, keys):
+    def loss(params, inputs):
+        states, last = run(params, inputs, lengths, keys)
+        return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, inputs)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rows", "inputs_size", "steps", "noisy"),
+    [(3, 5, 4, 6, True), (16, 16, 3, 1, False), (20, 33, 7, 5, True)],
+)
+def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, noisy, device):
+    inputs, lengths, keys = given(steps, rows, inputs_size)
+    found, expected = (
+        value_and_gradients(run, params, inputs, lengths, keys)
+        for params, run in (
+            layer_of(backend, hidden, inputs_size, noisy) for backend in ("pallas", "scan")
+        )
+    )
+    # float32 rounding: gradients are sums of some hundred terms of size 1.
+    compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+    jax.tree.map(compare, found, expected)
+
+
+def test_padding_is_zero_and_is_never_read(device):
+    inputs, lengths, keys = given(6, 5, 4)
+    padding = np.arange(6)[:, None] >= np.asarray(lengths)
+    params, run = layer_of("pallas", 3, 4)
+    (_, (states, _)), (_, of_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
+    assert (np.asarray(states)[padding] == 0).all()
+    assert (np.asarray(of_inputs)[padding] == 0).all()
+    too_long = jnp.where(lengths == lengths.max(), 9, lengths)  # beyond the inputs' end
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        value_and_gradients(run, params, inputs, jnp.where(too_long == 9, 6, lengths), keys),
+        value_and_gradients(run, params, inputs, too_long, keys),
+    )
+    broken = jnp.where(padding[..., None], jnp.nan, inputs)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        value_and_gradients(run, params, broken, lengths, keys),
+        value_and_gradients(run, params, inputs, lengths, keys),
+    )
+
+
+def test_bfloat16_products_are_within_their_rounding_of_float32(device):
+    inputs, lengths, keys = given(6, 5, 4)
+    exact, rounded = (
+        value_and_gradients(run, params, inputs, lengths, keys)
+        for params, run in (
+            layer_of("pallas", 3, 4, matmul_precision=matmul_precision)
+            for matmul_precision in ("float32", "bfloat16")
+        )
+    )
+    off = [
+        float(np.abs(one - other).max() / np.abs(one).max())
+        for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
+    ]
+    assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds what it reads
+
+
+@pytest.mark.slow
+def test_it_stands_in_vmap_over_seeds_and_in_checkpoint(device):
+    inputs, lengths, keys = given(4, 5, 4)
+    params, run = layer_of("pallas", 3, 4)
+    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    together = jax.jit(jax.vmap(run, (0, None, None, None)))(seeds, inputs, lengths, keys)
+    run_alone = jax.jit(run)
+    for at, seed in enumerate((params, jax.tree.map(lambda leaf: 2 * leaf, params))):
+        alone = run_alone(seed, inputs, lengths, keys)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_allclose(one[at], other, atol=1e-6)
+    compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+    again = value_and_gradients(jax.checkpoint(run), params, inputs, lengths, keys)
+    jax.tree.map(compare, again, value_and_gradients(run, params, inputs, lengths, keys))
+
+
+def lowered(device, matmul_precision, hidden):
+    """Returns the text of a layer's gradient, lowered for a device that is not here."""
+    shapes = ((50, 32, 8), (32,), (2, 8 + hidden, 4 * hidden), (2, 4 * hidden), (2, 32, 8))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
+    arrays = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
+
+    def loss(*given):
+        states, last = pallas.lstm(*given, pallas.KernelOptions(device, matmul_precision))
+        return states.sum() + last.sum()
+
+    platform = {"gpu": "cuda"}.get(device, device)
+    with on_an_abstract_gpu() if device == "gpu" else contextlib.nullcontext():
+        traced = jax.jit(jax.grad(loss, (0, 2, 3))).trace(*arrays)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("matmul_precision", "hidden"), [("float32", 64), ("tensorfloat32", 64), ("bfloat16", 128)]
+)
+def test_it_is_lowered_for_cuda(matmul_precision, hidden):
+    text = lowered("gpu", matmul_precision, hidden)
+    assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
+
+
+@pytest.mark.parametrize(("matmul_precision", "hidden"), [("float32", 64), ("bfloat16", 512)])
+def test_it_is_lowered_for_tpu(matmul_precision, hidden):
+    assert (
+        lowered("tpu", matmul_precision, hidden).count("tpu_custom_call") == 2
+    )  # forward and backward
+
+
+def test_several_batches_at_once_are_lowered_for_tpu():
+    shapes = ((3, 9, 8, 4), (3, 8), (3, 68, 256), (3, 2, 256))
+    way = pallas.KernelOptions("tpu")
+
+    def run(inputs, lengths, kernel, biases):
+        kernels = jnp.stack([kernel, kernel])
+        return pallas.lstm(inputs, lengths, kernels, biases, jnp.zeros(0), way)[0]
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    arrays[1] = jax.ShapeDtypeStruct(shapes[1], jnp.int32)
+    traced = jax.jit(jax.vmap(run)).trace(*arrays)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_a_tpu_has_no_tensorfloat32():
+    assert pallas.most_hidden(pallas.KernelOptions("tpu", "tensorfloat32")) == 0
+
+
+def on_an_abstract_gpu():
+    """From jax 0.11 on, what is lowered for a GPU that is not there must name one."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_derivatives_it_has_not_are_errors_that_name_who_has_them():
+    inputs, lengths, keys = given(4, 5, 4)
+    params, run = layer_of("pallas", 3, 4)
+    forward = partial(jax.jvp, lambda params: run(params, inputs, lengths, keys)[1])
+    says = "backend pallas has no forward mode; use backend plain"
+    assert error_of(forward, (params,), (params,)) == says
+    gradient = jax.grad(lambda inputs: run(params, inputs, lengths, keys)[1].sum())
+    says = "backend pallas has no second derivatives; use backend scan or plain"
+    assert error_of(jax.jvp, gradient, (inputs,), (inputs,)) == says
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"cell": "gru"}, "it runs no cell 'gru'"),
+        ({"remat": True}, "it keeps its gates"),
+        ({"hidden_size": 65}, "it holds at most 64 hidden units with products in float32"),
+        (
+            {"hidden_size": 129, "matmul_precision": "bfloat16"},
+            "it holds at most 128 hidden units with products in bfloat16",
+        ),
+    ],
+)
+def test_model_it_does_not_run_is_an_error(model, why):
+    layer = partial(Bidirectional, 4, ModelConfig(**model), "pallas", name="test")
+    says = f"backend pallas cannot run this model: {why}; use backend scan"
+    assert error_of(layer, rngs=nnx.Rngs(0)) == says
+
+
+def test_on_a_cpu_it_is_an_error_to_ask_for_it():
+    says = "no pallas kernel (it is for gpu or tpu, not cpu); or give --backend scan"
+    assert error_of(choose_backend, "pallas", Config(), Console()) == says

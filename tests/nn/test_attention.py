@@ -1,0 +1,118 @@
+"""Every attention and every pooling against a double loop, and the masked softmax at its edges."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles import attention_scores, pool, softmax_over_own_tokens
+
+from bilstm_attn.nn.attention import ATTENTIONS, masked_softmax
+from bilstm_attn.nn.pooling import POOLINGS
+from bilstm_attn.nn.recurrence import length_mask
+
+STEPS, SHARDED, STATES, UNITS = 7, 5, 6, 3
+LENGTHS = np.array([7, 0, 1, 4, 6])
+MASK = length_mask(jnp.asarray(LENGTHS), STEPS)
+
+
+def random_states(seed=0):
+    numbers = np.random.default_rng(seed)
+    states = numbers.normal(size=(STEPS, SHARDED, STATES)).astype(np.float32)
+    return states, numbers.normal(size=(SHARDED, STATES)).astype(np.float32)
+
+
+def make_attention(name):
+    made = ATTENTIONS[name](states_size=STATES, attention_size=UNITS, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(made)
+    numbers = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(numbers.normal(size=leaf.shape), jnp.float32),
+        nnx.to_pure_dict(state),
+    )
+    return nnx.merge(graph, params), params
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_is_the_double_loop(name):
+    attention, params = make_attention(name)
+    states, query = random_states()
+    expected = softmax_over_own_tokens(attention_scores(name, params, states, query), LENGTHS)
+    weights = attention(jnp.asarray(states), jnp.asarray(query), MASK)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)  # float32 rounding of weights below 1
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_weights_sum_to_one_and_are_zero_at_padding(name):
+    attention, _ = make_attention(name)
+    states, query = random_states()
+    weights = np.asarray(attention(jnp.asarray(states), jnp.asarray(query), MASK))
+    np.testing.assert_allclose(weights.sum(axis=0), LENGTHS > 0, atol=1e-6)
+    assert (weights[~np.asarray(MASK)] == 0).all()
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_what_stands_at_padding_changes_no_bit_of_the_weights(name):
+    attention, _ = make_attention(name)
+    states, query = random_states()
+    other = np.where(np.asarray(MASK)[..., None], states, 1e3).astype(np.float32)
+    np.testing.assert_array_equal(
+        attention(jnp.asarray(other), jnp.asarray(query), MASK),
+        attention(jnp.asarray(states), jnp.asarray(query), MASK),
+    )
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e38])
+def test_softmax_is_finite_in_value_and_gradient_for_scores_of_any_size(size):
+    scores = size * jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, SHARDED)), jnp.float32)
+    scores = jnp.clip(scores, -3e38, 3e38)
+    weights, back = jax.vjp(lambda scores: masked_softmax(scores, MASK), scores)
+    (gradient,) = back(jnp.ones_like(weights))
+    assert np.isfinite(weights).all()
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(weights.sum(axis=0), LENGTHS > 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_derivative_of_the_softmax_is_its_equation(size):
+    scores = size * np.random.default_rng(0).normal(size=(STEPS, SHARDED)).astype(np.float32)
+    along = np.random.default_rng(1).normal(size=(STEPS, SHARDED)).astype(np.float32)
+    softmax = partial(masked_softmax, mask=MASK)
+    weights, moved = jax.jvp(softmax, (jnp.asarray(scores),), (jnp.asarray(along),))
+    # d w[t] = w[t] (d s[t] - sum_u w[u] d s[u]): zero where one token has all the weight.
+    expected = weights * (along - (weights * along).sum(axis=0, keepdims=True))
+    np.testing.assert_allclose(moved, expected, atol=1e-6)  # float32 rounding of sums of size 1
+    assert (np.asarray(moved)[:, LENGTHS == 1] == 0).all()
+
+
+def test_equal_scores_give_equal_weights_over_own_tokens():
+    weights = masked_softmax(jnp.full((STEPS, SHARDED), -7.0), MASK)
+    expected = np.asarray(MASK) / np.maximum(LENGTHS, 1)
+    np.testing.assert_allclose(weights, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_is_the_double_loop(name):
+    states, last = random_states()
+    states = states * np.asarray(MASK)[..., None]
+    weights = softmax_over_own_tokens(random_states(2)[0][..., 0], LENGTHS)
+    pooling = POOLINGS[name](states_size=STATES, rngs=nnx.Rngs(0))
+    context = pooling(
+        jnp.asarray(states, jnp.float32), jnp.asarray(last), jnp.asarray(weights, jnp.float32), MASK
+    )
+    expected = pool(name, states, last, weights, LENGTHS)
+    np.testing.assert_allclose(context, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_of_an_empty_review_has_a_finite_gradient(name):
+    states, last = random_states()
+    weights = jnp.asarray(softmax_over_own_tokens(states[..., 0], LENGTHS), jnp.float32)
+    pooling = POOLINGS[name](states_size=STATES, rngs=nnx.Rngs(0))
+    gradient = jax.grad(lambda states: pooling(states, jnp.asarray(last), weights, MASK).sum())(
+        jnp.asarray(states)
+    )
+    assert np.isfinite(gradient).all()
+    assert (np.asarray(gradient)[~np.asarray(MASK)] == 0).all()

@@ -1,0 +1,327 @@
+"""Contracts of the whole classifier, over every entry of every table."""
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_variants import (
+    CONFIGS,
+    SMALL,
+    VOCABULARY,
+    every_entry,
+    initial,
+    make_model,
+)
+
+from bilstm_attn.config import ModelConfig
+from bilstm_attn.errors import UserError
+from bilstm_attn.nn.dropout import dropout_mask
+from bilstm_attn.nn.model import Model
+
+STEPS = 4
+LENGTHS = np.array([4, 0, 1, 2, 3])
+SHARDED = len(LENGTHS)
+PADDING = np.arange(STEPS)[None] >= LENGTHS[:, None]
+# float32 rounding where the compiler may order sums differently; logits are of size 1.
+TOLERANCE = 2e-6
+
+
+@partial(jax.jit, static_argnums=0)
+def quiet(name, params, tokens, lengths=LENGTHS):
+    """Returns the output without dropout."""
+    return make_model(name)[0](params, tokens, jnp.asarray(lengths))
+
+
+@partial(jax.jit, static_argnums=0)
+def everything(name, params, inputs, lengths, keys):
+    """Returns the output, and the gradients of a loss by parameters and by the words' vectors."""
+    model, _ = make_model(name)
+
+    def loss(params, inputs):
+        output = model.classify(params, inputs, lengths, keys)
+        return jnp.sin(output.logits).sum(), output
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, inputs)
+
+
+def run(name, keys, tokens=None, lengths=LENGTHS, inputs=None):
+    """Returns output, gradient by parameters, gradient by inputs, with the dropout of `keys`."""
+    model, params = make_model(name)
+    if inputs is None:
+        inputs = model.embed(params, jnp.asarray(random_tokens() if tokens is None else tokens))
+    (_, output), gradients = everything(name, params, inputs, jnp.asarray(lengths), keys)
+    return output, *gradients
+
+
+def random_tokens(seed=0):
+    tokens = np.random.default_rng(seed).integers(1, VOCABULARY, (SHARDED, STEPS)).astype(np.int32)
+    return np.where(PADDING, 0, tokens)
+
+
+def keys_of(seed):
+    return jax.random.split(jax.random.key(seed), SHARDED)
+
+
+def assert_trees_close(one, two, tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, atol=tolerance, rtol=tolerance), one, two)
+
+
+def assert_same_bits(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+LONGER = np.pad(random_tokens(), ((0, 0), (0, 4)))
+
+
+@every_entry
+def test_more_padding_changes_nothing(name):
+    _, params = make_model(name)
+    short, long = quiet(name, params, random_tokens()), quiet(name, params, LONGER)
+    np.testing.assert_allclose(long.logits, short.logits, atol=TOLERANCE)
+    np.testing.assert_allclose(long.weights[:, :STEPS], short.weights, atol=TOLERANCE)
+    assert (np.asarray(long.weights[:, STEPS:]) == 0).all()
+    assert (np.asarray(long.states[:, STEPS:]) == 0).all()
+
+
+@pytest.mark.slow  # a gradient for every entry is compiled anew
+@every_entry
+def test_more_padding_changes_no_gradient(name):
+    short, of_params, of_inputs = run(name, keys_of(1))
+    long, long_of_params, long_of_inputs = run(name, keys_of(1), LONGER)
+    np.testing.assert_allclose(long.logits, short.logits, atol=TOLERANCE)
+    assert_trees_close(long_of_params, of_params, TOLERANCE * 5)  # sums of tens of such terms
+    np.testing.assert_allclose(long_of_inputs[:STEPS], of_inputs, atol=TOLERANCE)
+
+
+@every_entry
+def test_content_of_padding_changes_no_bit_in_value_or_gradient(name):
+    other = np.where(PADDING, 5, random_tokens())
+    assert_same_bits(run(name, keys_of(1), other), run(name, keys_of(1)))
+
+
+@every_entry
+def test_even_nan_at_padding_reaches_nothing(name):
+    model, params = make_model(name)
+    inputs = model.embed(params, jnp.asarray(random_tokens()))
+    poisoned = jnp.where(PADDING.T[..., None], jnp.nan, inputs)
+    clean = run(name, keys_of(1), inputs=inputs)
+    assert_same_bits(run(name, keys_of(1), inputs=poisoned), clean)
+    assert (np.asarray(clean[2])[PADDING.T] == 0).all()
+
+
+@every_entry
+def test_permuting_rows_permutes_outputs(name):
+    order = np.array([3, 0, 4, 2, 1])
+    straight, of_params, _ = run(name, keys_of(1))
+    permuted, permuted_of_params, _ = run(
+        name, keys_of(1)[order], random_tokens()[order], LENGTHS[order]
+    )
+    np.testing.assert_allclose(permuted.logits, straight.logits[order], atol=TOLERANCE)
+    np.testing.assert_allclose(permuted.weights, straight.weights[order], atol=TOLERANCE)
+    assert_trees_close(permuted_of_params, of_params, TOLERANCE * 5)
+
+
+def swap_directions(params):
+    """Returns the parameters of the model that reads every review backwards."""
+    half = SMALL["hidden_size"]
+
+    def swap_rows(matrix):
+        return jnp.concatenate([matrix[half:], matrix[:half]])
+
+    swapped = jax.tree.map(lambda leaf: leaf, params)
+    if "layers" not in swapped["encoder"]:  # it has no directions
+        return swapped
+    for depth, layer in swapped["encoder"]["layers"].items():
+        layer["forward"], layer["backward"] = layer["backward"], layer["forward"]
+        if depth > 0:  # reads both directions of the layer below
+            for way in ("forward", "backward"):
+                layer[way]["input_kernel"] = swap_rows(layer[way]["input_kernel"])
+    for name in ("states_kernel", "query_kernel", "kernel"):
+        if name in swapped.get("attention", {}):
+            swapped["attention"][name] = swap_rows(swapped["attention"][name])
+    head = "dense" if "dense" in swapped else "logit"
+    swapped[head]["kernel"] = swap_rows(swapped[head]["kernel"])
+    return swapped
+
+
+@every_entry
+def test_reversing_a_review_swaps_the_directions(name):
+    _, params = make_model(name)
+    tokens = random_tokens()
+    turned = np.zeros_like(tokens)
+    for row, length in enumerate(LENGTHS):
+        turned[row, :length] = tokens[row, :length][::-1]
+    straight, swapped = quiet(name, params, tokens), quiet(name, swap_directions(params), turned)
+    np.testing.assert_allclose(swapped.logits, straight.logits, atol=TOLERANCE)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(
+            swapped.weights[row, :length], straight.weights[row, :length][::-1], atol=TOLERANCE
+        )
+
+
+@every_entry
+@pytest.mark.parametrize("length", [0, 1])
+def test_short_reviews_are_finite_in_value_and_gradient(name, length):
+    found = run(name, keys_of(1), lengths=np.full(SHARDED, length))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@every_entry
+def test_jit_equals_eager(name):
+    model, params = make_model(name)
+    given = params, jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
+    with jax.disable_jit():
+        eager = model(*given)
+    assert_trees_close(quiet(name, *given), eager, TOLERANCE)
+
+
+@every_entry
+def test_same_key_same_bits_and_another_key_others(name):
+    assert_same_bits(initial(name, 3), initial(name, 3))
+    assert not np.array_equal(initial(name, 3)["embedding"], initial(name, 4)["embedding"])
+    first, again, other = (run(name, keys_of(seed))[0] for seed in (1, 1, 2))
+    assert_same_bits(first, again)
+    assert not np.array_equal(first.logits, other.logits)
+
+
+@every_entry
+def test_every_parameter_moves_the_loss(name):
+    # What some seed's dropout hides, another's shows.
+    found = [run(name, keys_of(seed))[1:] for seed in range(16)]
+    gradient, of_inputs = jax.tree.map(lambda *seeds: np.abs(seeds).max(axis=0), *found)
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    still = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.max() > 0]
+    assert still == ["['embedding']"]  # which `classify` does not see: it is given the vectors
+    assert (of_inputs.max(axis=-1)[~PADDING.T] > 0).all()
+
+
+def test_embedding_learns_from_own_tokens_alone():
+    model, params = make_model("cell-lstm")
+    tokens = jnp.asarray(np.where(PADDING, 10, np.minimum(random_tokens(), 9)))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.sin(model(params, tokens, jnp.asarray(LENGTHS)).logits).sum()
+
+    moved = np.abs(np.asarray(gradient(params)["embedding"])).max(axis=1) > 0
+    assert set(np.flatnonzero(moved)) == set(np.asarray(tokens)[~PADDING])
+
+
+@every_entry
+def test_head_of_projected_states_is_the_head(name):
+    model, params = make_model(name)
+    lengths = jnp.asarray(LENGTHS)
+    states, last = model.encode(params, model.embed(params, jnp.asarray(random_tokens())), lengths)
+    weights = jnp.asarray(np.random.default_rng(0).random(PADDING.T.shape), jnp.float32)
+    weights *= ~PADDING.T
+    np.testing.assert_allclose(
+        model.make_logits_given_weights(params, states, last, lengths)(weights),
+        model.logits_from_states(params, states, last, weights, lengths),
+        atol=TOLERANCE,
+        rtol=TOLERANCE,
+    )
+
+
+def test_without_keys_there_is_no_noise():
+    config = dataclasses.replace(CONFIGS["cell-lstm"], input_dropout=0.0, head_dropout=0.0)
+    _, params = make_model("cell-lstm")
+    given = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS), keys_of(1)
+    without_dropout = jax.jit(Model(config, VOCABULARY).__call__)(params, *given)
+    without_keys = quiet("cell-lstm", params, *given[:2])
+    np.testing.assert_allclose(without_keys.logits, without_dropout.logits, atol=TOLERANCE)
+
+
+def test_noise_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    mask = np.asarray(dropout_mask(keys, "layer0.forward", 0.25, 8))
+    assert set(np.unique(mask)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
+    # 16,000 draws: five standard deviations of the mean.
+    assert abs(mask.mean() - 1) < 5 * np.sqrt(0.25 / 0.75 / mask.size)
+
+
+def test_word_dropout_drops_all_places_of_a_word_in_a_review_or_none():
+    model = Model(ModelConfig(word_dropout=0.25, **SMALL), VOCABULARY)
+    params = jax.jit(model.init)(jax.random.key(0))
+    embed = jax.jit(model.embed)
+    tokens = np.tile(np.arange(VOCABULARY, dtype=np.int32), (400, 2))
+    keys = jax.random.split(jax.random.key(0), len(tokens))
+    scale = np.asarray(embed(params, tokens, keys) / embed(params, tokens))
+    assert_same_bits(scale[:VOCABULARY], scale[VOCABULARY:])
+    dropped = scale[:VOCABULARY, :, 0] == 0
+    np.testing.assert_allclose(scale[:VOCABULARY][~dropped], 1 / 0.75, rtol=1e-6)
+    # 4,400 draws: five standard deviations of the mean. Words and reviews are drawn on their own.
+    assert abs(dropped.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / dropped.size)
+    assert len({row.tobytes() for row in dropped}) == VOCABULARY
+    assert len({column.tobytes() for column in dropped.T}) > 100
+    longer = np.pad(tokens, ((0, 0), (0, 3)))
+    assert_same_bits(embed(params, longer, keys)[: 2 * VOCABULARY], embed(params, tokens, keys))
+
+
+def test_directions_layers_and_reviews_have_noise_of_their_own():
+    keys = jax.random.split(jax.random.key(0), 3)
+    names = ["layer0.forward", "layer0.backward", "layer1.forward", "head"]
+    masks = [np.asarray(dropout_mask(keys, name, 0.5, 64)) for name in names]
+    rows = [mask[row].tobytes() for mask in masks for row in range(3)]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("matmul_precision", "asked"),
+    [
+        ("float32", {"HIGHEST"}),
+        ("tensorfloat32", {"HIGHEST", "HIGH"}),
+        ("bfloat16", {"HIGHEST", "DEFAULT"}),
+    ],
+)
+def test_products_are_asked_for_in_their_precision_and_the_rest_in_float32(matmul_precision, asked):
+    model = Model(ModelConfig(**SMALL, layers=1, matmul_precision=matmul_precision), 15, "plain")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens, lengths = jnp.ones((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
+
+    def loss(params):
+        return model(params, tokens, lengths).logits.sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    found = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
+    assert {each for pair in found for each in pair} == asked
+    assert text.count("dot_general ") == len(found)
+    assert ("lhs_precision_type = bf16" in text) == (matmul_precision == "bfloat16")
+
+
+def test_tutorial_model_has_the_tutorials_parameters():
+    params = Model(ModelConfig(), 10_000).init(jax.random.key(0))
+    sizes = {
+        "embedding": 10_000 * 128,
+        "layers": 2 * 2 * (128 * 256 + 64 * 256 + 256),
+        "attention": 2 * 128 * 64 + 64 + 64,
+        "head": 128 * 20 + 20 + 20 + 1,
+    }
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(sizes.values())
+    assert np.abs(params["embedding"]).max() <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cell": "lsmt"}, r"unknown cell 'lsmt'; choose gru, lstm \(did you mean 'lstm'\?\)"),
+        ({"attention": "dott"}, "unknown attention 'dott'.*did you mean 'dot'"),
+        ({"pooling": "median"}, "unknown pooling 'median'; choose attention, last"),
+        ({"cell_options": {"bias": 1}}, "unknown option 'bias' of cell 'lstm'; choose forget_bias"),
+        ({"pooling": "max", "attention_options": {"a": 1}}, "'max' uses no attention; leave out"),
+        ({"cell": "gru", "cell_options": {"bias": 1}}, "of cell 'gru'; it takes none"),
+    ],
+)
+def test_unknown_names_are_one_line_with_the_choices(given, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(Model(ModelConfig(**given), VOCABULARY).init, jax.random.key(0))
+
+
+def test_an_option_goes_straight_to_the_constructor():
+    model = Model(ModelConfig(cell_options={"forget_bias": 2.5}, **SMALL), VOCABULARY)
+    bias = jax.jit(model.init)(jax.random.key(0))["encoder"]["layers"][0]["forward"]["bias"]
+    np.testing.assert_array_equal(bias, [0] * 3 + [2.5] * 3 + [0] * 6)

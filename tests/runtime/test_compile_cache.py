@@ -1,0 +1,16 @@
+"""What a run keeps beside itself."""
+
+import os
+
+from bilstm_attn.runtime.compile_cache import evict_least_recently_used
+
+
+def test_the_oldest_compiled_programs_are_forgotten_beyond_the_limit(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for made, name in enumerate(["oldest", "old", "new", "newest"]):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (made, made))
+    evict_least_recently_used(tmp_path, 40)
+    assert len(list(tmp_path.iterdir())) == 5
+    evict_least_recently_used(tmp_path, 29)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "new", "newest"}

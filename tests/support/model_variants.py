@@ -1,0 +1,61 @@
+"""A small model for every entry of every table."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from bilstm_attn.config import ModelConfig
+from bilstm_attn.nn.attention import ATTENTIONS
+from bilstm_attn.nn.cells import CELLS
+from bilstm_attn.nn.encoder import ENCODERS, prepare_native
+from bilstm_attn.nn.model import Model
+from bilstm_attn.nn.pooling import POOLINGS
+
+VOCABULARY = 11
+SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
+DEFAULT = ModelConfig(**SMALL)
+CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
+# What stands above the layers does not see how many they are: one compiles sooner.
+TABLES = {
+    "cell": (CELLS, 2),
+    "encoder": (ENCODERS, 1),
+    "attention": (ATTENTIONS, 1),
+    "pooling": (POOLINGS, 1),
+}
+CONFIGS |= {
+    f"{field}-{name}": dataclasses.replace(DEFAULT, layers=layers, **{field: name})
+    for field, (table, layers) in TABLES.items()
+    for name in table
+    if getattr(DEFAULT, field) != name
+}
+CONFIGS["head-without-dense"] = dataclasses.replace(DEFAULT, layers=1, dense_size=0)
+prepare_native()
+BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
+CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
+every_entry = pytest.mark.parametrize("name", CONFIGS)
+
+
+@cache
+def make_model(name):
+    """Returns the model and parameters large enough for logits of size 1."""
+    model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
+    numbers = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + np.float32(0.3) * numbers.normal(size=leaf.shape).astype(np.float32),
+        jax.device_get(initial(name, 0)),
+    )
+    if "dense" in params:
+        params["dense"]["bias"] += 3  # no review is where the ReLU is flat
+    return model, jax.device_put(params)
+
+
+@cache
+def make_initial(name):
+    return jax.jit(Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan")).init)
+
+
+def initial(name, seed):
+    return make_initial(name)(jax.random.key(seed))

@@ -1,0 +1,247 @@
+"""Interrupted, killed, damaged, out of disk, diverged: nothing saved is lost, no bit differs."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from tiny_run import error_of, flip, full_disk, tiny_run, train
+
+from bilstm_attn.inference.exported import load_model
+from bilstm_attn.runtime.files import tree_sha256
+from bilstm_attn.training import checkpoint, loop
+from bilstm_attn.training.run_dir import RunDir
+
+# Interrupted and continued
+
+
+def same_but_for_time(one: RunDir, two: RunDir) -> None:
+    """Asserts that two runs have the same parameters, optimiser state, metrics and words."""
+
+    def measured(run: RunDir) -> list[dict]:
+        times = ("seconds", "measure_seconds", "examples_per_second")
+        return [{key: line[key] for key in line if key not in times} for line in run.records()]
+
+    def state(run: RunDir) -> str:
+        return json.loads((run.checkpoints / "12/record/metadata").read_text())["state_sha256"]
+
+    assert measured(one) == measured(two)
+    assert state(one) == state(two)
+    models = [load_model(run.model) for run in (one, two)]
+    assert tree_sha256(models[0].params) == tree_sha256(models[1].params)
+    assert models[0].vocabulary.words == models[1].vocabulary.words
+
+
+def at_batch(monkeypatch, number: int, act) -> None:
+    """Calls `act` when batch `number` of training from now on is read."""
+    read, count = loop.read_batch, iter(range(1, 1000))
+
+    def read_and_act(*arguments):
+        if next(count) == number:
+            act()
+        return read(*arguments)
+
+    monkeypatch.setattr(loop, "read_batch", read_and_act)
+
+
+class Killed(BaseException):
+    """Nothing in the program waits for it."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+# Of 12 steps, 6 an epoch, metrics every 2.
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "status"),
+    [
+        (3, signal.SIGINT, 130),
+        pytest.param(6, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(8, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_run_continues_to_the_same_bits(
+    done, empty, monkeypatch, capsys, step, number, status
+):
+    with monkeypatch.context() as patch:
+        at_batch(patch, step, lambda: send(number))
+        assert train(empty, "--name", "tiny") == status
+    out = capsys.readouterr().out
+    assert f"stopped at step {step}; its state is saved; go on with\n  python " in out
+    assert out.endswith("--resume\n")
+    assert train(empty, "--name", "tiny", "--resume") == 0
+    assert f"resuming at step {step}" in capsys.readouterr().out
+    same_but_for_time(tiny_run(empty), tiny_run(done))
+
+
+@pytest.mark.slow
+def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
+    done, empty, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        at_batch(patch, 3, kill)
+        with pytest.raises(Killed):
+            train(empty, "--name", "tiny")
+    assert train(empty, "--name", "tiny", "--resume") == 0
+    assert "no checkpoint was saved yet; starting at step 0" in capsys.readouterr().out
+    same_but_for_time(tiny_run(empty), tiny_run(done))
+
+
+@pytest.mark.slow
+def test_killed_run_continues_from_its_last_epoch_to_the_same_bits(done, empty, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_batch(patch, 9, kill)
+        with pytest.raises(Killed):
+            train(empty, "--name", "tiny")
+    run = tiny_run(empty)
+    assert run.records()[-1]["step"] > 6  # lines of steps that no checkpoint holds
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "train", "ste')
+    assert train(empty, "--name", "tiny", "--resume") == 0
+    same_but_for_time(run, tiny_run(done))
+
+
+def test_finished_run_continued_changes_nothing(own, done, capsys):
+    assert train(own, "--name", "tiny", "--resume") == 0
+    assert "held-out accuracy" in capsys.readouterr().out
+    same_but_for_time(tiny_run(own), tiny_run(done))
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_falls_back_and_reaches_the_same_bits(own, done, capsys):
+    flip(tiny_run(own).checkpoints / "12" / "state" / "manifest.ocdbt", 50)
+    assert train(own, "--name", "tiny", "--resume") == 0
+    caught = capsys.readouterr()
+    assert "checkpoint 12 is damaged (its file state/manifest.ocdbt is not what" in caught.out
+    assert "resuming at step 6" in caught.out
+    assert "Traceback" not in caught.err
+    same_but_for_time(tiny_run(own), tiny_run(done))
+    assert train(own, "--name", "tiny", "--resume") == 0  # it was saved again, whole
+    assert "resuming at step 12" in capsys.readouterr().out
+
+
+def test_checkpoints_all_damaged_are_one_error_and_the_model_stays(own):
+    run = tiny_run(own)
+    for step in ("6", "12"):
+        flip(run.checkpoints / step / "state" / "manifest.ocdbt", 50)
+    model, metrics = run.model.read_bytes(), run.metrics_file.read_bytes()
+    message = error_of(train, own, "--name", "tiny", "--resume")
+    assert message.startswith(f"every checkpoint in {run.checkpoints} is damaged")
+    assert (run.model.read_bytes(), run.metrics_file.read_bytes()) == (model, metrics)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_another_model_is_named_and_not_read(own, empty):
+    assert train(empty, "--name", "other", model__hidden_size=2) == 0
+    run = tiny_run(own)
+    shutil.rmtree(run.checkpoints)
+    shutil.copytree(tiny_run(empty, "other").checkpoints, run.checkpoints)
+    says = error_of(train, own, "--name", "tiny", "--resume")
+    assert "holds checkpoints of another config (name 'other' there, 'tiny' here; model.hid" in says
+    assert "model.hidden_size 2 there, 3 here)" in says
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "holds this run already; continue it with --resume, or give --name or --seed"),
+        (["--resume", "--optim.learning-rate", "0.5"], "optim.learning_rate 0.001 there, 0.5 here"),
+        (["--model.hidden-size", "4"], "model.hidden_size 3 there, 4 here"),
+    ],
+)
+def test_run_that_exists_is_left_as_it_is(own, words, says):
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    assert says in error_of(train, own, "--name", "tiny", *words)
+    assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_mistake_in_the_data_does_not_take_the_runs_name(empty):
+    too_many = ["--name", "again", "--data.validation-examples", "60"]
+    assert "ask for 61; lower one of them" in error_of(train, empty, *too_many)
+    assert train(empty, "--name", "again") == 0
+
+
+# Full disks and losses that are not finite
+
+
+@pytest.mark.slow
+def test_full_disk_while_saving_keeps_the_checkpoint_before(done, empty, monkeypatch):
+    with monkeypatch.context() as patch:
+        save = checkpoint.Checkpoints.save
+
+        def save_on_a_full_disk(self, step, *more):
+            if step < 12:
+                return save(self, step, *more)
+            with full_disk(256):
+                return save(self, step, *more)
+
+        patch.setattr(checkpoint.Checkpoints, "save", save_on_a_full_disk)
+        message = error_of(train, empty, "--name", "tiny")
+    run = tiny_run(empty)
+    assert message.startswith(f"cannot save {run.checkpoints / '12'}: ")
+    assert "what was saved before is whole: free some space, then run again" in message
+    assert train(empty, "--name", "tiny", "--resume") == 0
+    assert run.records()[0] == tiny_run(done).records()[0]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["12", "6"]
+    same_but_for_time(run, tiny_run(done))
+
+
+def test_full_disk_while_exporting_keeps_the_model_before(own, monkeypatch):
+    run = tiny_run(own)
+    shutil.rmtree(run.checkpoints / "12")
+    whole, size = run.model.read_bytes(), run.model.stat().st_size
+    export = loop.export_model
+
+    def export_on_a_full_disk(*arguments):
+        with full_disk(size // 2):
+            export(*arguments)
+
+    monkeypatch.setattr(loop, "export_model", export_on_a_full_disk)
+    message = error_of(train, own, "--name", "tiny", "--resume")
+    assert message.startswith(f"cannot save {run.model}: File too large")
+    assert run.model.read_bytes() == whole
+    assert sorted(path.name for path in run.folder.iterdir() if "partial" in path.name) == []
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(own, done, monkeypatch):
+    run = tiny_run(own)
+    shutil.rmtree(run.checkpoints / "12")
+    whole = run.model.read_bytes()
+    with monkeypatch.context() as patch:
+        read = loop.read_batch
+        at_step = iter(range(7, 13))
+
+        def read_badly(*arguments):
+            bad = np.float32("nan" if next(at_step) == 9 else 1)
+            return tuple(group._replace(weight=bad * group.weight) for group in read(*arguments))
+
+        patch.setattr(loop, "read_batch", read_badly)
+        message = error_of(train, own, "--name", "tiny", "--resume")
+    assert "not finite at step 9 (epoch 2)" in message
+    assert "lower --optim.learning-rate" in message
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["6"]
+    assert run.model.read_bytes() == whole
+    assert train(own, "--name", "tiny", "--resume") == 0
+    same_but_for_time(run, tiny_run(done))
+
+
+@pytest.mark.slow
+def test_learning_rate_far_too_high_exports_no_epoch_and_says_the_step(empty):
+    # One step an epoch: nothing in its loss or gradient shows what the step made of the parameters.
+    fields = {"optim__learning_rate": 1e38, "data__batch_size": 48, "model__dense_size": 16}
+    message = error_of(train, empty, "--name", "far", "--devices", 1, **fields)
+    assert "not finite at step 1 (epoch 1)" in message
+    run = tiny_run(empty, "far")
+    assert not run.model.exists()
+    assert list(run.checkpoints.iterdir()) == []
