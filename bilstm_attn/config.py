@@ -113,6 +113,8 @@ class DataConfig:
 class ModelConfig:
     """Embedding, recurrent layers, attention, head."""
 
+    task: str = "binary"
+    """The meaning of the head's outputs: a name in tasks.TASKS."""
     embedding_size: int = 128
     """Width of a word's vector."""
     vectors: str = ""
@@ -121,7 +123,9 @@ class ModelConfig:
     hidden_size: int = 64
     """Hidden units of one direction."""
     encoder: str = "recurrent"
-    """What makes states of words' vectors: a name in encoder.ENCODERS."""
+    """Encoder, word vectors to states: a name in encoder.ENCODERS."""
+    encoder_options: Options = dataclasses.field(default_factory=dict)
+    """Further arguments of the encoder's constructor, as pairs of name and value."""
     layers: int = 2
     """Bidirectional layers."""
     cell: str = "lstm"

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     config = Config(seed=parsed.seed, data=data)
     from bilstm_attn.baselines import linear
     from bilstm_attn.data.splits import draw_parts
-    from bilstm_attn.inference.metrics import measure
+    from bilstm_attn.nn.metrics import measure_binary
 
     linear.logistic_regression()  # if it is missing, say so before any work
     console = Console()
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if "test" in tokens.splits:
         [model] = linear.fit(ngrams, labels, [strength], config.seed)
         test = tokens.split("test")
-        measured = measure(model.logits(linear.find_ngrams(test, lexicon_size)), test.labels)
+        measured = measure_binary(model.logits(linear.find_ngrams(test, lexicon_size)), test.labels)
         console.print(f"test split, once, after fitting all {len(labels):,} training reviews:")
     else:
         console.print(f"{parsed.dataset} has no test split; validation, where C was chosen:")

@@ -36,7 +36,7 @@ LIBRARIES = {
     "tyro": {"runtime/cli"},
     "markdown_it": {f"{STUDY}/report"},
     "optax": {
-        "training/objectives",
+        "nn/tasks",
         "training/optim",
         "training/step",
         f"{STUDY}/jain_wallace",
@@ -49,6 +49,7 @@ LIBRARIES = {
         "nn/cells",
         "nn/encoder",
         "nn/attention",
+        "nn/backend",
         "nn/pooling",
         "nn/model",
         "benchmark/ours",

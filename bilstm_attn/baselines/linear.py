@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from bilstm_attn.data.token_cache import Split
 from bilstm_attn.errors import UserError
-from bilstm_attn.inference.metrics import measure
+from bilstm_attn.nn.metrics import measure_binary
 
 MIN_REVIEWS = 2  # an n-gram of fewer training reviews is no feature
 SMOOTHING = 1.0  # alpha, added to the count of every feature
@@ -148,7 +148,7 @@ def fit_candidates(
     models = fit(select_rows(ngrams, training), labels[training], STRENGTHS, seed)
     held_out = select_rows(ngrams, validation)
     return [
-        Candidate(strength, model, measure(model.logits(held_out), labels[validation]))
+        Candidate(strength, model, measure_binary(model.logits(held_out), labels[validation]))
         for strength, model in zip(STRENGTHS, models, strict=True)
     ]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bilstm_attn.benchmark.worker import Work, make_params, save_work
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.types import Batch, Params
 

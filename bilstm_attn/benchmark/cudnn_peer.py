@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.experimental import rnn
 
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.nn.dropout import dropout_mask
-from bilstm_attn.nn.model import Classifier
+from bilstm_attn.nn.model import Model
 from bilstm_attn.types import Batch, Inputs, Keys, Lengths, Params, Query, States
 
 
@@ -59,12 +58,10 @@ class CudnnInJax(Peer):
             raise Unmeasured("it is for gpu")
         if config.matmul_precision == "bfloat16":
             raise Unmeasured("it has no products in bfloat16")
-        graph, _ = nnx.split(
-            nnx.eval_shape(lambda: Classifier(config, VOCABULARY, "scan", rngs=nnx.Rngs(0)))
-        )
+        bind = Model(config, VOCABULARY).bind
 
         def logits(params: Params, batch: Batch, keys: Keys | None = None) -> Any:
-            model = nnx.merge(graph, params)
+            model = bind(params)
             encoder: Any = _Encoder(params["encoder"], config.input_dropout)
             model.encoder = encoder
             return model.classify(model.embed(batch.tokens, keys), batch.length, keys).logits

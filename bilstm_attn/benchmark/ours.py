@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
 from bilstm_attn.config import Backend, ModelConfig, OptimConfig
 from bilstm_attn.inference.evaluate import make_logits_step
-from bilstm_attn.nn.encoder import MADE_FOR, Recurrent, prepare_native, refusal
+from bilstm_attn.nn.backend import DEVICES, prepare_native, refusal
+from bilstm_attn.nn.encoder import Recurrent
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import AXIS, REPLICATED, SHARDED, make_mesh, replicate, shard_rows
 from bilstm_attn.training.objectives import CrossEntropy
@@ -32,7 +33,7 @@ class Ours(Peer):
     def __init__(self, params: Params, setting: Setting):
         self._mesh = make_mesh(setting.rows, setting.devices)
         self._alone = make_mesh(1, 1)
-        made_for = MADE_FOR.get(self.backend)
+        made_for = DEVICES.get(self.backend)
         if made_for and jax.default_backend() not in made_for:
             raise Unmeasured(f"it is for {' or '.join(made_for)}")
         if reason := refusal(self.backend, setting.config):

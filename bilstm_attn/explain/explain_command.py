@@ -83,7 +83,7 @@ def run_explanation(
     model = Model(
         exported.config.model,
         exported.vocabulary.size,
-        choose_backend(backend, exported.config, console),
+        choose_backend(backend, exported.config, console.print),
     )
     if text is not None:
         read_text(text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
@@ -139,14 +139,14 @@ def choose_attributions(
     """Returns the named attributions, or those that a page shows; and what is to be said of them.
 
     Raises:
-      UserError: there is no such attribution, or the model has no attention to console.
+      UserError: there is no such attribution, or the model has no attention to show.
     """
     pooling = exported.config.model.pooling
     has_attention, note = POOLINGS[pooling].uses_attention, ""
     if not has_attention:
         require(
             "attention" not in names,
-            f"the model has no attention to console: its pooling is {pooling!r}; choose from "
+            f"the model has no attention to show: its pooling is {pooling!r}; choose from "
             f"{', '.join(sorted(set(ATTRIBUTIONS) - {'attention'}))}",
         )
         note = f"This model has no attention: its pooling is {pooling}."

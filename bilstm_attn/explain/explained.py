@@ -23,7 +23,7 @@ from bilstm_attn.explain.attribution import (
 )
 from bilstm_attn.inference.evaluate import Rows, make_step, map_examples, require_finite
 from bilstm_attn.inference.exported import Exported
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import replicate
 from bilstm_attn.runtime.prng import stream

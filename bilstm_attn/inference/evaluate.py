@@ -14,7 +14,7 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import BatchPlan, plan_by_length, read_batch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.errors import UserError
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import REPLICATED, SHARDED, process_part, shard_rows
 from bilstm_attn.runtime.files import write_atomically

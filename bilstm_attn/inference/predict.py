@@ -12,7 +12,7 @@ from bilstm_attn.data.tokenisers import tokenise, word_spans
 from bilstm_attn.data.vocabulary import START, UNKNOWN, Vocabulary, clip
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
 from bilstm_attn.runtime.files import decode_utf8

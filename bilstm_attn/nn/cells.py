@@ -1,49 +1,76 @@
-"""Recurrent cells: parameters and one step. A new cell is one class and one line in `CELLS`."""
+"""Recurrent cells: parameters and one time step. A new cell is a class and a line in `CELLS`."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jaxtyping import Array
 
-from bilstm_attn.types import Hidden, InputsAtTime
+from bilstm_attn.types import Hidden, InputsAtTime, Keys
 
 glorot_uniform = initializers.glorot_uniform()
 orthogonal = initializers.orthogonal()
 
+Tree = Any  # of arrays
+Gates = Any  # a tree of arrays `[b ...]`: the gates before their nonlinearities
+Carry = Any  # a tree of arrays `[b h]`: the state between two time steps
+StepNoise = Any  # a tree of arrays `[b ...]`: the noise of one time step, or None
+
+
+class CellParams(NamedTuple):
+    """The parameters of a cell, by the function that takes them."""
+
+    linear: Tree
+    """For `Cell.linear`: the matrices and their biases."""
+    gate: Tree = ()
+    """For `Cell.gate`: parameters of its elementwise arithmetic, such as peephole weights."""
+
 
 class Cell(nnx.Module):
-    """One step of a recurrence, `carry' = gate(linear(weights, x, hidden(carry)), carry)`.
+    """One time step of a recurrence.
+
+        gates  = linear(params.linear, x, hidden(carry))
+        carry' = gate(params.gate, gates, carry, noise)
 
     The constructor takes `inputs_size`, `hidden_size` and `rngs`. The time loop differentiates
-    `linear` and `gate` one after the other and keeps what is between them, so that a step's
-    products are in `linear` and its arithmetic, unit by unit, in `gate`.
+    `linear` and `gate` separately and stores the gates between them, so the matmuls of a step
+    belong in `linear` and its elementwise arithmetic in `gate`. Both are static: they read nothing
+    but their arguments, and so are compiled once for both directions.
     """
 
     hidden_size: int
 
-    def initial(self, batch_size: int) -> Any:
+    def initial(self, batch_size: int) -> Carry:
         """Returns the carry before the first token, all zero."""
         return jnp.zeros((batch_size, self.hidden_size))
 
     @abc.abstractmethod
-    def weights(self) -> Any:
-        """Returns the parameters as `linear` takes them."""
+    def params(self) -> CellParams:
+        """Returns the parameters in the form that `linear` and `gate` take."""
+
+    def noise(self, keys: Keys, steps: int) -> StepNoise:
+        """Returns noise for every time step, a tree of arrays `[t b ...]`, or None for no noise.
+
+        `keys` has one key per example. `gate` receives the noise of its time step: zoneout, for
+        example, draws here which units keep their old values.
+        """
+        del keys, steps
 
     @staticmethod
     @abc.abstractmethod
-    def linear(weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
+    def linear(params: Tree, inputs: InputsAtTime, hidden: Hidden) -> Gates:
         """Returns the gates before their nonlinearities."""
 
     @staticmethod
     @abc.abstractmethod
-    def gate(gates: Any, carry: Any) -> Any:
-        """Returns the carry after one token."""
+    def gate(params: Tree, gates: Gates, carry: Carry, noise: StepNoise = None) -> Carry:
+        """Returns the carry after one token; `noise` is None in evaluation."""
 
     @staticmethod
-    def hidden(carry: Any) -> Hidden:
+    def hidden(carry: Carry) -> Hidden:
         """Returns the hidden state in the carry."""
         return carry
 
@@ -56,8 +83,8 @@ class LSTM(Cell):
         h' = sigmoid(o) tanh(c')
 
     Hochreiter and Schmidhuber, 1997, with Gers et al., 2000; no peepholes. Initial values as in
-    Keras: W Glorot-uniform, U orthogonal, b zero but `forget_bias` at the forget gate (Jozefowicz
-    et al., 2015).
+    Keras: W Glorot-uniform, U orthogonal, b zero except `forget_bias` at the forget gate
+    (Jozefowicz et al., 2015).
     """
 
     def __init__(
@@ -74,20 +101,23 @@ class LSTM(Cell):
         zeros = jnp.zeros((batch_size, self.hidden_size))
         return zeros, zeros
 
-    def weights(self) -> tuple[Any, Any]:
+    def params(self) -> CellParams:
         """Returns `[W; U]` and `b`."""
         kernel = jnp.concatenate([self.input_kernel[...], self.recurrent_kernel[...]])
-        return kernel, self.bias[...]
+        return CellParams(linear=(kernel, self.bias[...]))
 
     @staticmethod
-    def linear(weights: tuple[Any, Any], inputs: InputsAtTime, hidden: Hidden) -> Any:
+    def linear(params: tuple[Array, Array], inputs: InputsAtTime, hidden: Hidden) -> Array:
         """Returns `[x, h] [W; U] + b`."""
-        kernel, bias = weights
+        kernel, bias = params
         return jnp.concatenate([inputs, hidden], axis=-1) @ kernel + bias[None, :]
 
     @staticmethod
-    def gate(gates: Any, carry: tuple[Hidden, Hidden]) -> tuple[Hidden, Hidden]:
+    def gate(
+        params: Tree, gates: Array, carry: tuple[Hidden, Hidden], noise: StepNoise = None
+    ) -> tuple[Hidden, Hidden]:
         """Returns the cell state and the hidden state after one token."""
+        del params, noise
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = jax.nn.sigmoid(f) * carry[0] + jax.nn.sigmoid(i) * jnp.tanh(g)
         return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
@@ -99,7 +129,7 @@ class LSTM(Cell):
 
 
 class GRU(Cell):
-    """Gated recurrent unit, the reset gate applied after the product.
+    """Gated recurrent unit, with the reset gate applied after the matmul.
 
         r, z = sigmoid(split(x W_rz + h U_rz + b_rz))
         n = tanh(x W_n + b_n + r (h U_n + c_n))
@@ -116,21 +146,27 @@ class GRU(Cell):
         self.bias = nnx.Param(jnp.zeros(3 * hidden_size))
         self.candidate_bias = nnx.Param(jnp.zeros(hidden_size))
 
-    def weights(self) -> tuple[Any, Any, Any, Any]:
+    def params(self) -> CellParams:
         """Returns `W`, `U`, `b` and `[0, 0, c_n]`."""
         no_bias = jnp.zeros(2 * self.hidden_size)
         hidden_bias = jnp.concatenate([no_bias, self.candidate_bias[...]])
-        return self.input_kernel[...], self.recurrent_kernel[...], self.bias[...], hidden_bias
+        kernels = self.input_kernel[...], self.recurrent_kernel[...]
+        return CellParams(linear=(*kernels, self.bias[...], hidden_bias))
 
     @staticmethod
-    def linear(weights: tuple[Any, ...], inputs: InputsAtTime, hidden: Hidden) -> tuple[Any, Any]:
-        """Returns the products with the inputs and with the hidden state, biases added."""
-        input_kernel, recurrent_kernel, bias, hidden_bias = weights
+    def linear(
+        params: tuple[Array, Array, Array, Array], inputs: InputsAtTime, hidden: Hidden
+    ) -> tuple[Array, Array]:
+        """Returns the matmuls with the inputs and with the hidden state, biases added."""
+        input_kernel, recurrent_kernel, bias, hidden_bias = params
         return inputs @ input_kernel + bias[None, :], hidden @ recurrent_kernel + hidden_bias[None]
 
     @staticmethod
-    def gate(gates: tuple[Any, Any], carry: Hidden) -> Hidden:
+    def gate(
+        params: Tree, gates: tuple[Array, Array], carry: Hidden, noise: StepNoise = None
+    ) -> Hidden:
         """Returns the hidden state after one token."""
+        del params, noise
         (r_inputs, z_inputs, n_inputs), (r_hidden, z_hidden, n_hidden) = (
             jnp.split(part, 3, axis=-1) for part in gates
         )

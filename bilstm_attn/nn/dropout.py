@@ -1,7 +1,7 @@
-"""Dropout masks from one key a review.
+"""Dropout masks from one key per example.
 
-A review's noise depends on its key alone: not on the other rows of the batch, and not on how many
-devices share it.
+The noise of an example depends only on its key: not on the other rows of the batch, nor on the
+number of devices that share the batch.
 """
 
 import jax
@@ -12,30 +12,35 @@ from bilstm_attn.runtime.prng import stream
 from bilstm_attn.types import Keys, Tokens
 
 
+def stream_keys(keys: Keys, name: str) -> Keys:
+    """Returns every example's key of the stream called `name`."""
+    return jax.vmap(lambda key: stream(key, name))(keys)
+
+
 def dropout_mask(keys: Keys, name: str, rate: float, size: int) -> Float[Array, "b size"]:
-    """Returns `bernoulli(1 - rate) / (1 - rate)`, so that the mean of what it scales stays.
+    """Returns `bernoulli(1 - rate) / (1 - rate)`, which leaves the mean unchanged.
 
     Srivastava et al., 2014, JMLR 15, section 10 ("inverted" dropout).
     """
     keep = 1.0 - rate
 
-    def of_review(key: Key[Array, ""]) -> Float[Array, " size"]:
+    def draw_example(key: Key[Array, ""]) -> Float[Array, " size"]:
         return jax.random.bernoulli(stream(key, name), keep, (size,)) / jnp.float32(keep)
 
-    return jax.vmap(of_review)(keys)
+    return jax.vmap(draw_example)(keys)
 
 
 def word_mask(keys: Keys, name: str, rate: float, tokens: Tokens) -> Float[Array, "b t"]:
-    """Returns a mask that drops words: a review loses all positions of a word, or none.
+    """Returns a mask that drops words: an example loses all occurrences of a word, or none.
 
     Gal and Ghahramani, 2016, arXiv:1512.05287, section 4.2.
     """
     keep = 1.0 - rate
 
-    def of_token(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, ""]:
+    def draw_token(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, ""]:
         return jax.random.bernoulli(jax.random.fold_in(key, token), keep) / jnp.float32(keep)
 
-    def of_review(key: Key[Array, ""], tokens: Int[Array, " t"]) -> Float[Array, " t"]:
-        return jax.vmap(of_token, (None, 0))(stream(key, name), tokens)
+    def draw_example(key: Key[Array, ""], tokens: Int[Array, " t"]) -> Float[Array, " t"]:
+        return jax.vmap(draw_token, (None, 0))(stream(key, name), tokens)
 
-    return jax.vmap(of_review)(keys, tokens)
+    return jax.vmap(draw_example)(keys, tokens)

@@ -1,7 +1,9 @@
-"""The assembled classifier, and the one place that turns a config into it."""
+"""The classifier: its equations as an NNX module, and the same as pure functions of parameters."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,14 @@ from jaxtyping import Array, Key
 from bilstm_attn.config import Backend, ModelConfig
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.attention import ATTENTIONS, Attention
+from bilstm_attn.nn.backend import require_supported
 from bilstm_attn.nn.cells import glorot_uniform
 from bilstm_attn.nn.dropout import dropout_mask, word_mask
-from bilstm_attn.nn.encoder import ENCODERS
+from bilstm_attn.nn.encoder import ENCODERS, Encoder
 from bilstm_attn.nn.pooling import POOLINGS, AttentionPooling, Pooling, weighted_sum
 from bilstm_attn.nn.precision import matmul_precision_context
 from bilstm_attn.nn.recurrence import length_mask
+from bilstm_attn.nn.tasks import Task, make_task
 from bilstm_attn.registry import look_up, make
 from bilstm_attn.types import (
     Context,
@@ -27,29 +31,39 @@ from bilstm_attn.types import (
     Output,
     Params,
     Positions,
-    Projected,
     Query,
     States,
     Tokens,
     Weights,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class Classifier(nnx.Module):
-    """Tokens to one logit: embedding, encoder, attention, dense head.
+    """Tokens to logits: embedding, encoder, attention, pooling, head.
 
         states, last = encoder(embedding[tokens])
         weights = attention(states, last)
         context = pooling(states, last, weights)
-        logit = relu(context W_1 + b_1) w_2 + b_2
+        logits  = task.logits(relu(context W_1 + b_1) W_2 + b_2)
 
-    A positive logit means a positive review. Without a dense layer the logit is
-    `context w_2 + b_2`.
+    Without a dense layer the head is `context W_2 + b_2`. The module is stateless: nothing in it
+    changes after construction. `keys`, one per example, turn dropout on; without them results are
+    deterministic.
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary_size: int, backend: Backend, *, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        vocabulary_size: int,
+        backend: Backend,
+        task: Task,
+        *,
+        rngs: nnx.Rngs,
     ):
+        self.task = task
         self.head_size = config.head_size
         self.word_dropout = config.word_dropout
         self.head_dropout = config.head_dropout
@@ -57,8 +71,14 @@ class Classifier(nnx.Module):
             rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
         )
         self.embedding = nnx.Param(table)  # initial values as in Keras, here and below
-        self.encoder = make(
-            "encoder", ENCODERS, config.encoder, {}, config=config, backend=backend, rngs=rngs
+        self.encoder: Encoder = make(
+            "encoder",
+            ENCODERS,
+            config.encoder,
+            config.encoder_options,
+            config=config,
+            backend=backend,
+            rngs=rngs,
         )
         self.pooling: Pooling = make(
             "pooling",
@@ -88,10 +108,10 @@ class Classifier(nnx.Module):
             self.dense = nnx.Linear(
                 config.states_size, config.dense_size, kernel_init=glorot_uniform, rngs=rngs
             )
-        self.logit = nnx.Linear(self.head_size, 1, kernel_init=glorot_uniform, rngs=rngs)
+        self.logit = nnx.Linear(self.head_size, task.outputs, kernel_init=glorot_uniform, rngs=rngs)
 
     def embed(self, tokens: Tokens, keys: Keys | None = None) -> Inputs:
-        """Returns the words' vectors, time-major `[t b e]`; `keys`, one a review, drop words."""
+        """Returns the word vectors, time-major `[t b e]`; `keys` turn word dropout on."""
         vectors = self.embedding[...][tokens.T]
         if keys is not None and self.word_dropout > 0:
             vectors *= word_mask(keys, "words", self.word_dropout, tokens).T[..., None]
@@ -110,6 +130,19 @@ class Classifier(nnx.Module):
         with matmul_precision_context("float32"):
             return self.attention(states, last, length_mask(lengths, states.shape[0]))
 
+    def pool(self, states: States, last: Query, weights: Weights, lengths: Lengths) -> Context:
+        """Returns the context `[b d]` under any attention weights `[t b]`."""
+        with matmul_precision_context("float32"):
+            return self.pooling(states, last, weights, length_mask(lengths, states.shape[0]))
+
+    def logits_from_context(self, context: Context, keys: Keys | None = None) -> Logits:
+        """Returns the logits `[b]` of the head."""
+        with matmul_precision_context("float32"):
+            units = jax.nn.relu(self.dense(context)) if self.has_dense else context
+            if keys is not None and self.head_dropout > 0:
+                units = units * dropout_mask(keys, "head", self.head_dropout, self.head_size)
+            return self.task.logits(self.logit(units))
+
     def logits_from_states(
         self,
         states: States,
@@ -117,53 +150,51 @@ class Classifier(nnx.Module):
         weights: Weights,
         lengths: Lengths,
         keys: Keys | None = None,
-    ) -> tuple[Context, Logits]:
-        """Returns context and logits under any weights `[t b]`, the model's own or others."""
-        with matmul_precision_context("float32"):
-            mask = length_mask(lengths, states.shape[0])
-            context = self.pooling(states, last, weights, mask)
-            units = jax.nn.relu(self.dense(context)) if self.has_dense else context
-            if keys is not None and self.head_dropout > 0:
-                units = units * dropout_mask(keys, "head", self.head_dropout, self.head_size)
-            return context, self.logit(units)[:, 0]
+    ) -> Logits:
+        """Returns the logits `[b]` under any attention weights `[t b]`."""
+        return self.logits_from_context(self.pool(states, last, weights, lengths), keys)
 
-    def project(self, states: States) -> Projected:
-        """Returns the head's first layer, without its bias, of each state `[t b u]`."""
-        with matmul_precision_context("float32"):
-            return states @ self._first_layer().kernel[...]
+    def make_logits_given_weights(
+        self, states: States, last: Query, lengths: Lengths
+    ) -> Callable[[Weights], Logits]:
+        """Returns `f(weights)`, which is `logits_from_states` for many weights of these states.
 
-    def logits_from_projected(self, projected: Projected, weights: Weights) -> Logits:
-        """Returns the logits under any attention weights, of the projected states.
-
-        A linear layer of a weighted sum is the weighted sum of the layer: less work than `decide`
-        where many weights are tried over the same states.
+        With attention pooling the first layer of the head is applied to every state beforehand: a
+        linear layer of a weighted sum is the weighted sum of the layer.
         """
+        if not isinstance(self.pooling, AttentionPooling):
+            return lambda weights: self.logits_from_states(states, last, weights, lengths)
+        layer = self.dense if self.has_dense else self.logit
         with matmul_precision_context("float32"):
-            bias = self._first_layer().bias
-            assert bias is not None
-            units = weighted_sum(weights, projected) + bias[...][None]
-            return (self.logit(jax.nn.relu(units)) if self.has_dense else units)[:, 0]
+            projected = states @ layer.kernel[...]
 
-    def _first_layer(self) -> nnx.Linear:
-        return self.dense if self.has_dense else self.logit
+        def logits(weights: Weights) -> Logits:
+            with matmul_precision_context("float32"):
+                assert layer.bias is not None
+                units = weighted_sum(weights, projected) + layer.bias[...][None]
+                outputs = self.logit(jax.nn.relu(units)) if self.has_dense else units
+                return self.task.logits(outputs)
+
+        return logits
 
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
-        """Returns everything computed from the words' vectors `[t b e]`.
+        """Returns everything computed from the word vectors `[t b e]`."""
+        return self._output(*self.encode(inputs, lengths, keys), lengths, keys)
 
-        `keys`, one a review, turn dropout on; without them the result is deterministic.
+    def make_reencoder(self, tokens: Tokens) -> Callable[[Positions, Lengths], Output]:
+        """Returns `f(positions, lengths)`, the output for a selection of these tokens.
+
+        `positions[t, b]` is the index of the original token placed at t. There is no dropout.
+        Per-token work is done only once, before the first call.
         """
-        return self._conclude(*self.encode(inputs, lengths, keys), lengths, keys)
+        reencode = self.encoder.make_reencoder(self.embed(tokens))
+        return lambda positions, lengths: self._output(*reencode(positions, lengths), lengths, None)
 
-    def make_reencoder(self, inputs: Inputs) -> Callable[[Positions, Lengths], Output]:
-        """Returns `classify`, without dropout, of the same words in other positions."""
-        read = self.encoder.make_reencoder(inputs)
-        return lambda positions, lengths: self._conclude(*read(positions, lengths), lengths, None)
-
-    def _conclude(self, states: States, last: Query, lengths: Lengths, keys: Keys | None) -> Output:
+    def _output(self, states: States, last: Query, lengths: Lengths, keys: Keys | None) -> Output:
         weights = self.attend(states, last, lengths)
-        context, logits = self.logits_from_states(states, last, weights, lengths, keys)
+        context = self.pool(states, last, weights, lengths)
         return Output(
-            logits=logits,
+            logits=self.logits_from_context(context, keys),
             weights=weights.T,
             states=states.transpose(1, 0, 2),
             last=last,
@@ -171,83 +202,68 @@ class Classifier(nnx.Module):
         )
 
 
+def _pure(
+    method: Callable[Concatenate[Classifier, P], R],
+) -> Callable[Concatenate["Model", Params, P], R]:
+    """Returns a method of `Classifier` as a pure function of its parameters."""
+
+    @wraps(method)
+    def call(self: "Model", params: Params, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self.bind(params), *args, **kwargs)
+
+    del call.__wrapped__  # the signature is another one
+    return call
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The classifier as pure functions of its parameters, for plain `jax.jit` and `jax.grad`."""
+    """The classifier as pure functions of its parameters, for plain `jax.jit` and `jax.grad`.
+
+    Every method takes the parameters first, then the arguments of the `Classifier` method of the
+    same name.
+    """
 
     config: ModelConfig
     vocabulary_size: int
     backend: Backend = "scan"
     """How the recurrence runs: see `recurrence.run_bidirectional`."""
 
+    def __post_init__(self):
+        require_supported(self.backend, self.config)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the logits mean."""
+        return make_task(self.config.task)
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns initial parameters: a tree of float32 arrays."""
         return nnx.to_pure_dict(nnx.split(self._build(key))[1])
 
-    def embed(self, params: Params, tokens: Tokens, keys: Keys | None = None) -> Inputs:
-        """Returns the words' vectors, time-major `[t b e]`; `keys` add dropout."""
-        return self._merge(params).embed(tokens, keys)
-
-    def encode(
-        self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
-    ) -> tuple[States, Query]:
-        """Returns every state `[t b d]` and the last ones `[b d]`; `keys` add dropout."""
-        return self._merge(params).encode(inputs, lengths, keys)
-
-    def attend(self, params: Params, states: States, last: Query, lengths: Lengths) -> Weights:
-        """Returns the attention weights `[t b]`."""
-        return self._merge(params).attend(states, last, lengths)
-
-    def logits_from_states(
-        self,
-        params: Params,
-        states: States,
-        last: Query,
-        weights: Weights,
-        lengths: Lengths,
-        keys: Keys | None = None,
-    ) -> Logits:
-        """Returns the logits under any attention weights `[t b]`; `keys` add dropout."""
-        return self._merge(params).logits_from_states(states, last, weights, lengths, keys)[1]
-
-    def make_logits_given_weights(
-        self, params: Params, states: States, last: Query, lengths: Lengths
-    ) -> Callable[[Weights], Logits]:
-        """Returns the function from attention weights `[t b]` to logits: `decide`, for many."""
-        classifier = self._merge(params)
-        if not isinstance(classifier.pooling, AttentionPooling):
-            return lambda weights: classifier.logits_from_states(states, last, weights, lengths)[1]
-        projected = classifier.project(states)
-        return lambda weights: classifier.logits_from_projected(projected, weights)
-
-    def classify(
-        self, params: Params, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
-    ) -> Output:
-        """Returns everything computed from the words' vectors `[t b e]`; `keys` add dropout."""
-        return self._merge(params).classify(inputs, lengths, keys)
+    def bind(self, params: Params) -> Classifier:
+        """Returns the module with these parameters."""
+        return nnx.merge(self._graph, params)
 
     def __call__(
         self, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys | None = None
     ) -> Output:
-        """Returns everything computed from the tokens `[b t]`; `keys` add dropout."""
-        return self.classify(params, self.embed(params, tokens, keys), lengths, keys)
+        """Returns everything computed from the tokens `[b t]`; `keys` turn dropout on."""
+        classifier = self.bind(params)
+        return classifier.classify(classifier.embed(tokens, keys), lengths, keys)
 
-    def make_reencoder(
-        self, params: Params, tokens: Tokens
-    ) -> Callable[[Positions, Lengths], Output]:
-        """Returns the function that answers reviews again, their tokens in other positions.
+    embed = _pure(Classifier.embed)
+    encode = _pure(Classifier.encode)
+    attend = _pure(Classifier.attend)
+    logits_from_states = _pure(Classifier.logits_from_states)
+    make_logits_given_weights = _pure(Classifier.make_logits_given_weights)
+    classify = _pure(Classifier.classify)
+    make_reencoder = _pure(Classifier.make_reencoder)
 
-        `positions[t, b]` is the index of the original token placed at t; per-token work is
-        computed once.
-        """
-        classifier = self._merge(params)
-        return classifier.make_reencoder(classifier.embed(tokens))
+    @cached_property
+    def _graph(self) -> Any:
+        """The structure of the module, without arrays; built once."""
+        return nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))[0]
 
     def _build(self, key: Key[Array, ""]) -> Classifier:
-        return Classifier(
-            self.config, self.vocabulary_size, self.backend, rngs=nnx.Rngs(params=key)
-        )
-
-    def _merge(self, params: Params) -> Classifier:
-        graph, _ = nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))
-        return nnx.merge(graph, params)
+        rngs = nnx.Rngs(params=key)
+        return Classifier(self.config, self.vocabulary_size, self.backend, self.task, rngs=rngs)

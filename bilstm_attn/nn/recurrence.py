@@ -1,14 +1,15 @@
-"""The masked time loop: the one function behind which every recurrence runs."""
+"""The masked time loop: every recurrence runs behind the functions in this file."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bilstm_attn.config import Backend, MatmulPrecision
+from bilstm_attn.nn.cells import Carry, Cell, CellParams, Gates, StepNoise, Tree
 from bilstm_attn.nn.kernels import native
 from bilstm_attn.nn.precision import matmul_precision_context, round_operands
 from bilstm_attn.nn.reverse_only import reverse_only
@@ -25,42 +26,28 @@ from bilstm_attn.types import (
     States,
 )
 
-
-@runtime_checkable
-class Step(Protocol):
-    """What the loop asks of a cell: `carry' = gate(linear(weights, x, hidden(carry)), carry)`."""
-
-    def initial(self, batch_size: int) -> Any:
-        """Returns the carry before the first token."""
-        ...
-
-    def weights(self) -> Any:
-        """Returns the parameters as `linear` takes them."""
-        ...
-
-    def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
-        """Returns the gates before their nonlinearities."""
-        ...
-
-    def gate(self, gates: Any, carry: Any) -> Any:
-        """Returns the carry after one token."""
-        ...
-
-    def hidden(self, carry: Any) -> Hidden:
-        """Returns the hidden state in the carry."""
-        ...
+Valid = Bool[Array, " b"]  # true where a time step is within the length of the example
 
 
-class Precision(NamedTuple):
-    """How the recurrence computes, beside which function."""
+class LoopOptions(NamedTuple):
+    """Numerical options of the time loop: matmul precision and rematerialisation."""
 
     matmul_precision: MatmulPrecision = "float32"
-    """What a step's products are computed in; the carry and all else stay float32."""
-    recompute: bool = False
-    """Compute a step's gates again for the derivative, instead of keeping them."""
+    """The precision of a step's matmuls; the carry and everything else stay float32."""
+    remat: bool = False
+    """Recompute a step's gates in the backward pass instead of storing them."""
 
 
-EXACT = Precision()
+class Noise(NamedTuple):
+    """The noise of one direction, drawn before the loop; None stands for no noise."""
+
+    inputs: InputNoise | None = None
+    """`[b e]`: multiplies the inputs of all time steps."""
+    steps: StepNoise = None
+    """A tree of arrays `[t b ...]` from `Cell.noise`: `Cell.gate` receives its time step's part."""
+
+
+DEFAULT_OPTIONS, NO_NOISE = LoopOptions(), Noise()
 
 
 def length_mask(lengths: Lengths, steps: int) -> Mask:
@@ -69,91 +56,121 @@ def length_mask(lengths: Lengths, steps: int) -> Mask:
 
 
 def run_direction(
-    cell: Step,
+    cell: Cell,
     inputs: Inputs,
     lengths: Lengths,
     *,
     reverse: bool = False,
-    noise: InputNoise | None = None,
+    noise: Noise = NO_NOISE,
     backend: Literal["plain", "scan"] = "scan",
-    precision: Precision = EXACT,
+    options: LoopOptions = DEFAULT_OPTIONS,
 ) -> tuple[HiddenStates, Hidden]:
-    """Runs `cell` over each review's own tokens, in either direction.
+    """Runs `cell` over the tokens of each example, in either direction.
 
         carry[t] = step(carry[t - 1], noise * inputs[t])  where t < lengths, else carry[t - 1]
 
-    `reverse` walks the index down: the padding comes first and leaves the initial carry as it is,
-    so that the walk over a review begins at its last token. Nothing is flipped.
+    `reverse` scans from the last index to the first. The padding then comes first and leaves the
+    initial carry unchanged, so the scan of each example starts at its last token. Nothing is
+    flipped.
 
     Args:
-      cell: the step and its initial carry.
-      inputs: `[t b e]`; what stands at `t >= lengths` is never read into a result.
+      cell: the time step and its initial carry.
+      inputs: `[t b e]`; values at `t >= lengths` never reach a result.
       lengths: `[b]`, in tokens, from 0 to t.
-      reverse: walk from the last token to the first.
-      noise: `[b e]`, multiplies the inputs of all time steps, or none.
+      reverse: scan from the last token to the first.
+      noise: dropout noise of this direction.
       backend: `scan` has a derivative of its own, without forward mode (`jax.jvp`, `jax.jacfwd`);
-        `plain` leaves it to JAX, which is slower. Both have second derivatives.
-      precision: what the products are computed in, and what is kept for the derivative.
+        `plain` uses JAX's derivative, which is slower. Both have second derivatives.
+      options: the matmul precision, and what is stored for the derivative.
 
     Returns:
-      The hidden state after every token, `[t b h]`, zero at padding; and the one after the walk's
-      last token, `[b h]`, zero for an empty review.
+      The hidden state after every token, `[t b h]`, zero at padding; and the hidden state after the
+      last token of the scan, `[b h]`, zero for an empty example.
     """
     steps, batch_size, _ = inputs.shape
     mask = length_mask(lengths, steps)
-    loop, weights = _Loop(type(cell), reverse, precision), cell.weights()
+    loop, params = _Loop(type(cell), reverse, options), cell.params()
+    initial = cell.initial(batch_size)
     if backend == "plain":
-        return _walk_plainly(loop, weights, cell.initial(batch_size), inputs, noise, mask)
-    weights, inputs, noise = reverse_only(backend, (weights, inputs, noise))
-    return _walk(loop, weights, cell.initial(batch_size), inputs, noise, mask)
+        return _scan_plain(loop, params, initial, inputs, noise, mask)
+    params, inputs, input_noise = reverse_only(backend, (params, inputs, noise.inputs))
+    return _scan(loop, params, initial, inputs, noise._replace(inputs=input_noise), mask)
 
 
 def run_bidirectional(
-    forward: Step,
-    backward: Step,
+    forward: Cell,
+    backward: Cell,
     inputs: Inputs,
     lengths: Lengths,
     *,
-    noises: tuple[InputNoise, InputNoise] | None = None,
+    noises: tuple[Noise, Noise] = (NO_NOISE, NO_NOISE),
     backend: Backend = "scan",
-    precision: Precision = EXACT,
+    options: LoopOptions = DEFAULT_OPTIONS,
 ) -> tuple[States, Query]:
-    """Runs a cell each way, as `recur` does; `noises` are of the forward and the backward cell.
+    """Runs one cell in each direction, as `run_direction` does.
 
-    `backend` may also be `native`, after `encoder.prepare_native`: an LSTM layer on CPU, compiled,
-    that does no work at padding; or `pallas`: one on a GPU or TPU, a kernel for all of time,
-    which a CPU runs in Pallas' slow interpreter. Neither has forward mode or second derivatives.
+    Args:
+      forward: the cell of the forward direction.
+      backward: the cell of the backward direction.
+      inputs: `[t b e]`.
+      lengths: `[b]`, in tokens.
+      noises: of the forward and of the backward direction.
+      backend: as in `run_direction`, or `native`, after `backend.prepare_native`: a compiled LSTM
+        layer on CPU that does no work at padding; or `pallas`: one kernel for all time steps on a
+        GPU or TPU, which a CPU runs in Pallas' slow interpreter. Neither has forward mode or second
+        derivatives.
+      options: as in `run_direction`.
 
     Returns:
-      `[forward[t], backward[t]]`, zero at padding, `[t b 2h]`; the ends of both walks, `[b 2h]`.
+      `[forward[t], backward[t]]`, zero at padding, `[t b 2h]`; and the last hidden states of both
+      scans, `[b 2h]`.
     """
     if backend in ("native", "pallas"):
-        kernels, biases = map(jnp.stack, zip(forward.weights(), backward.weights(), strict=True))
-        noise = jnp.zeros(0, jnp.float32) if noises is None else jnp.stack(noises)
-        inputs, kernels, biases, noise = reverse_only(backend, (inputs, kernels, biases, noise))
-        if backend == "native":
-            return native.lstm(inputs, lengths, kernels, biases, noise)
-        from bilstm_attn.nn.kernels import pallas  # here: it is slow to import, and rarely used
-
-        way = pallas.here(precision.matmul_precision)
-        return pallas.lstm(inputs, lengths, kernels, biases, noise, way)
-    ways = zip((forward, backward), (False, True), noises or (None, None), strict=True)
-    states, last = zip(
-        *(
-            run_direction(
-                cell,
-                inputs,
-                lengths,
-                reverse=reverse,
-                noise=noise,
-                backend=backend,
-                precision=precision,
-            )
-            for cell, reverse, noise in ways
-        ),
-        strict=True,
-    )
+        return _run_kernel(backend, forward, backward, inputs, lengths, noises, options)
+    directions = zip((forward, backward), (False, True), noises, strict=True)
+    results = [
+        run_direction(
+            cell,
+            inputs,
+            lengths,
+            reverse=reverse,
+            noise=noise,
+            backend=backend,
+            options=options,
+        )
+        for cell, reverse, noise in directions
+    ]
+    states, last = zip(*results, strict=True)
     return jnp.concatenate(states, axis=-1), jnp.concatenate(last, axis=-1)
+
+
+def _run_kernel(
+    backend: Literal["native", "pallas"],
+    forward: Cell,
+    backward: Cell,
+    inputs: Inputs,
+    lengths: Lengths,
+    noises: tuple[Noise, Noise],
+    options: LoopOptions,
+) -> tuple[States, Query]:
+    """Runs both directions in one compiled kernel."""
+    kernels, biases = _stack_params(forward, backward)
+    drawn = [noise.inputs for noise in noises if noise.inputs is not None]
+    noise = jnp.stack(drawn) if drawn else jnp.zeros(0, jnp.float32)
+    inputs, kernels, biases, noise = reverse_only(backend, (inputs, kernels, biases, noise))
+    if backend == "native":
+        return native.lstm(inputs, lengths, kernels, biases, noise)
+    from bilstm_attn.nn.kernels import pallas  # here: it is slow to import, and rarely used
+
+    kernel_options = pallas.here(options.matmul_precision)
+    return pallas.lstm(inputs, lengths, kernels, biases, noise, kernel_options)
+
+
+def _stack_params(forward: Cell, backward: Cell) -> tuple[Array, Array]:
+    """Returns the matrices `[2 e+h 4h]` and the biases `[2 4h]` of two LSTM cells."""
+    both = forward.params().linear, backward.params().linear
+    kernels, biases = map(jnp.stack, zip(*both, strict=True))
+    return kernels, biases
 
 
 Reencoder = Callable[[Positions, Lengths], tuple[States, Query]]
@@ -165,27 +182,22 @@ def gather(inputs: Float[Array, "n b e"], positions: Positions) -> Inputs:
 
 
 def make_bidirectional_reencoder(
-    forward: Step,
-    backward: Step,
+    forward: Cell,
+    backward: Cell,
     inputs: Inputs,
     *,
     backend: Backend = "scan",
-    precision: Precision = EXACT,
+    options: LoopOptions = DEFAULT_OPTIONS,
 ) -> Reencoder:
-    """Returns `run_bidirectional` of the same tokens in other positions, for many such.
+    """Returns a function that re-encodes subsets or reorderings of these tokens, without noise.
 
-    `native` multiplies each token's inputs by the kernels once, and not again in every place.
+    With `native`, the inputs are projected only once, before the first call.
     """
     if backend != "native":
         return lambda positions, lengths: run_bidirectional(
-            forward,
-            backward,
-            gather(inputs, positions),
-            lengths,
-            backend=backend,
-            precision=precision,
+            forward, backward, gather(inputs, positions), lengths, backend=backend, options=options
         )
-    kernels, biases = map(jnp.stack, zip(forward.weights(), backward.weights(), strict=True))
+    kernels, biases = _stack_params(forward, backward)
     size = inputs.shape[-1]
     projected = jnp.einsum("nbe,weg->nbwg", inputs, kernels[:, :size]) + biases[None, None]
     return lambda positions, lengths: native.reencode(
@@ -194,105 +206,115 @@ def make_bidirectional_reencoder(
 
 
 class _Loop(NamedTuple):
-    """What of a walk is known before it is compiled."""
+    """The static arguments of one scan."""
 
-    cell: Any  # the class: `linear`, `gate` and `hidden` are functions of their arguments alone
+    cell: type[Cell]
     reverse: bool
-    precision: Precision
+    options: LoopOptions
 
-    def linear(self, weights: Any, inputs: InputsAtTime, hidden: Hidden) -> Any:
-        """Returns the cell's gates, its products computed in `precision.matmul_precision`."""
-        matmul_precision = self.precision.matmul_precision
-        with matmul_precision_context(matmul_precision):
-            return self.cell.linear(*round_operands((weights, inputs, hidden), matmul_precision))
+    def linear(self, params: Tree, inputs: InputsAtTime, hidden: Hidden) -> Gates:
+        """Returns the cell's gates, with matmuls in `options.matmul_precision`."""
+        precision = self.options.matmul_precision
+        with matmul_precision_context(precision):
+            return self.cell.linear(*round_operands((params, inputs, hidden), precision))
 
 
-def _at(inputs: InputsAtTime, noise: InputNoise | None, valid: Array) -> InputsAtTime:
-    """Returns what the cell reads at one time: zero at padding, whatever stands there."""
+Saved = tuple[Carry, Gates | None]  # for every time step: the carry before it, and its gates
+Residuals = tuple[CellParams, Carry, Inputs, Noise, Mask, Saved]
+
+
+def _masked(inputs: InputsAtTime, noise: InputNoise | None, valid: Valid) -> InputsAtTime:
+    """Returns the noisy inputs of one time step, zero at padding whatever its values."""
     return jnp.where(valid[:, None], inputs if noise is None else inputs * noise, 0)
 
 
-def _where(valid: Array, one: Any, other: Any) -> Any:
-    """Returns the rows of `one` where `valid`, else those of `other`."""
-    return jax.tree.map(lambda a, b: jnp.where(valid[:, None], a, b), one, other)
+def _where(valid: Valid, at_tokens: Carry, at_padding: Carry) -> Carry:
+    """Returns the rows of `at_tokens` where `valid`, else those of `at_padding`."""
+    return jax.tree.map(lambda a, b: jnp.where(valid[:, None], a, b), at_tokens, at_padding)
 
 
-def _walk_forward(
-    loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: InputNoise | None, mask: Mask
-) -> tuple[tuple[HiddenStates, Hidden], tuple[Any, Any]]:
-    """Returns states and last one; for every time the carry before it and, if kept, the gates."""
+def _scan_forward(
+    loop: _Loop, params: CellParams, initial: Carry, inputs: Inputs, noise: Noise, mask: Mask
+) -> tuple[tuple[HiddenStates, Hidden], Saved]:
+    """Returns the states and the last one; and what the backward pass needs of every step."""
 
-    def step(carry: Any, at: Any) -> tuple[Any, Any]:
-        inputs_now, valid = at
-        gates = loop.linear(weights, _at(inputs_now, noise, valid), loop.cell.hidden(carry))
-        after = _where(valid, loop.cell.gate(gates, carry), carry)
+    def step(carry: Carry, at_time: Any) -> tuple[Carry, tuple[Hidden, Saved]]:
+        inputs_now, noise_now, valid = at_time
+        read = _masked(inputs_now, noise.inputs, valid)
+        gates = loop.linear(params.linear, read, loop.cell.hidden(carry))
+        after = _where(valid, loop.cell.gate(params.gate, gates, carry, noise_now), carry)
         state = jnp.where(valid[:, None], loop.cell.hidden(after), 0)
-        return after, (state, (carry, None if loop.precision.recompute else gates))
+        return after, (state, (carry, None if loop.options.remat else gates))
 
-    if loop.precision.recompute:
+    if loop.options.remat:
         step = jax.checkpoint(step)  # for JAX's own derivative
-    last, (states, saved) = lax.scan(step, initial, (inputs, mask), reverse=loop.reverse)
+    scanned = (inputs, noise.steps, mask)
+    last, (states, saved) = lax.scan(step, initial, scanned, reverse=loop.reverse)
     return (states, loop.cell.hidden(last)), saved
 
 
-def _walk_plainly(
-    loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: InputNoise | None, mask: Mask
+def _scan_plain(
+    loop: _Loop, params: CellParams, initial: Carry, inputs: Inputs, noise: Noise, mask: Mask
 ) -> tuple[HiddenStates, Hidden]:
-    """Returns states and last one."""
-    return _walk_forward(loop, weights, initial, inputs, noise, mask)[0]
+    """Returns the states and the last one."""
+    return _scan_forward(loop, params, initial, inputs, noise, mask)[0]
 
 
-_walk = jax.custom_vjp(_walk_plainly, nondiff_argnums=(0,))
+_scan = jax.custom_vjp(_scan_plain, nondiff_argnums=(0,))
 
 
-def _save(loop: _Loop, weights: Any, initial: Any, inputs: Inputs, noise: Any, mask: Mask) -> Any:
-    results, saved = _walk_forward(loop, weights, initial, inputs, noise, mask)
-    return results, (weights, initial, inputs, noise, mask, saved)
+def _forward_pass(
+    loop: _Loop, params: CellParams, initial: Carry, inputs: Inputs, noise: Noise, mask: Mask
+) -> tuple[tuple[HiddenStates, Hidden], Residuals]:
+    results, saved = _scan_forward(loop, params, initial, inputs, noise, mask)
+    return results, (params, initial, inputs, noise, mask, saved)
 
 
-def _walk_back(loop: _Loop, residuals: Any, cotangents: Any) -> Any:
-    """Walks the other way; sums the gradient of the weights as it goes.
+def _backward_pass(
+    loop: _Loop, residuals: Residuals, cotangents: tuple[HiddenStates, Hidden]
+) -> tuple[CellParams, Carry, Inputs, Noise | None, None]:
+    """Scans in the opposite direction, accumulating the parameter gradient step by step.
 
-    JAX's own derivative stacks what each product needs, copies it, and leaves the sum to the end.
+    JAX's own derivative stacks the operands of every matmul, copies them, and sums at the end.
     """
-    weights, initial, inputs, noise, mask, saved = residuals
+    params, initial, inputs, noise, mask, saved = residuals
     d_states, d_last = cotangents
 
-    def step(carry: Any, at: Any) -> tuple[Any, Any]:
+    def step(carry: Any, at_time: Any) -> tuple[Any, InputsAtTime]:
         d_carry, d_params = carry
-        inputs_now, valid, (before, gates), d_state = at
-        inputs_now, hidden = _at(inputs_now, noise, valid), loop.cell.hidden(before)
-        if loop.precision.recompute:
-            gates = loop.linear(weights, inputs_now, hidden)
+        inputs_now, noise_now, valid, (before, gates), d_state = at_time
+        read, hidden = _masked(inputs_now, noise.inputs, valid), loop.cell.hidden(before)
+        if loop.options.remat:
+            gates = loop.linear(params.linear, read, hidden)
 
-        def after_gates(gates: Any, before: Any) -> tuple[Any, Hidden]:
-            after = loop.cell.gate(gates, before)
+        def gate(gate_params: Tree, gates: Gates, before: Carry) -> tuple[Carry, Hidden]:
+            after = loop.cell.gate(gate_params, gates, before, noise_now)
             return after, loop.cell.hidden(after)
 
         zero = jax.tree.map(jnp.zeros_like, d_carry)
-        _, pull_gate = jax.vjp(after_gates, gates, before)
-        d_gates, d_before = pull_gate(
+        _, pull_gate = jax.vjp(gate, params.gate, gates, before)
+        d_gate, d_gates, d_before = pull_gate(
             (_where(valid, d_carry, zero), jnp.where(valid[:, None], d_state, 0))
         )
         _, pull_hidden = jax.vjp(loop.cell.hidden, before)
-        # The products themselves are not needed again, and the compiler drops them.
-        _, pull_linear = jax.vjp(loop.linear, weights, inputs_now, hidden)
-        more, d_inputs, d_hidden = pull_linear(d_gates)
+        # The matmuls themselves are not needed again, and the compiler drops them.
+        _, pull_linear = jax.vjp(loop.linear, params.linear, read, hidden)
+        d_linear, d_read, d_hidden = pull_linear(d_gates)
         [through_hidden] = pull_hidden(d_hidden)
         d_carry = jax.tree.map(
             lambda a, b, c: a + b + c, d_before, through_hidden, _where(valid, zero, d_carry)
         )
-        return (d_carry, jax.tree.map(jnp.add, d_params, more)), d_inputs
+        d_step = CellParams(d_linear, d_gate)
+        return (d_carry, jax.tree.map(jnp.add, d_params, d_step)), d_read
 
     _, pull_last = jax.vjp(loop.cell.hidden, initial)
-    start = (pull_last(d_last)[0], jax.tree.map(jnp.zeros_like, weights))
-    (d_initial, d_params), d_read = lax.scan(
-        step, start, (inputs, mask, saved, d_states), reverse=not loop.reverse
-    )
-    if noise is None:
+    start = (pull_last(d_last)[0], jax.tree.map(jnp.zeros_like, params))
+    scanned = (inputs, noise.steps, mask, saved, d_states)
+    (d_initial, d_params), d_read = lax.scan(step, start, scanned, reverse=not loop.reverse)
+    if noise.inputs is None:
         return d_params, d_initial, d_read, None, None
     d_noise = (d_read * jnp.where(mask[..., None], inputs, 0)).sum(axis=0)
-    return d_params, d_initial, d_read * noise[None], d_noise, None
+    return d_params, d_initial, d_read * noise.inputs[None], Noise(d_noise, None), None
 
 
-_walk.defvjp(_save, _walk_back)
+_scan.defvjp(_forward_pass, _backward_pass)

@@ -31,7 +31,6 @@ from bilstm_attn.inference.evaluate import (
     save_predictions,
 )
 from bilstm_attn.inference.exported import Exported, load_model
-from bilstm_attn.inference.metrics import measure
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.model import Model
 from bilstm_attn.registry import make
@@ -109,7 +108,7 @@ def run_training(
         if wanted == "auto" and resume:  # the backend it was begun with, so that its bits go on
             begun = on_main_process(folders[0].environments)
             wanted = begun[-1]["backend"] if begun else "auto"
-        chosen_backend = choose_backend(wanted, config, console)
+        chosen_backend = choose_backend(wanted, config, console.print)
         tokens = _prepare(config, locations, console)
         _say_lengths(tokens, console)
         replicas = [
@@ -326,7 +325,7 @@ def measure_split(
         )
     require_finite(logits, f"split {split!r}")
     on_main_process(lambda: save_predictions(run.predictions(split), examples, logits))
-    return measure(logits, examples.labels)
+    return model.task.measure(logits, examples.labels)
 
 
 def _measure_test_once(
@@ -372,7 +371,7 @@ def run_evaluation(
     enable_compile_cache(console.print)
     tokens = prepare_tokens(config.data.dataset, locations, console)
     split = split or ("test" if "test" in tokens.splits else "validation")
-    chosen_backend = choose_backend(backend, config, console)
+    chosen_backend = choose_backend(backend, config, console.print)
     measured = measure_split(exported, run, tokens, split, chosen_backend, mesh, console)
     console.print(f"split              {split}")
     for name, value in measured.items():

@@ -14,8 +14,8 @@ from bilstm_attn.config import Config
 from bilstm_attn.data.batches import BatchPlan, read_batch
 from bilstm_attn.inference.evaluate import LogitsOf, make_logits_step, predict_logits
 from bilstm_attn.inference.exported import export_model
-from bilstm_attn.inference.metrics import measure
 from bilstm_attn.nn.model import Model
+from bilstm_attn.nn.tasks import make_task
 from bilstm_attn.registry import make
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import process_part, replicate, rows_shape, rows_spec, shard_rows
@@ -219,7 +219,7 @@ def _end_epoch(
         )
     if not np.isfinite(logits).all():
         raise divergence_error(step, epoch)
-    measured = measure(logits, replica.eval_examples.labels)
+    measured = make_task(config.model.task).measure(logits, replica.eval_examples.labels)
     record = {
         "epoch": epoch,
         "step": step,

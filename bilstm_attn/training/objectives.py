@@ -2,22 +2,15 @@
 
 import abc
 
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from bilstm_attn.nn.model import Model
-from bilstm_attn.types import Batch, Keys, Logits, Params, Sums
+from bilstm_attn.types import Batch, Keys, Params, Sums
 
 
 def labelled(batch: Batch) -> Float[Array, " b"]:
     """Returns each row's weight, 0 for filler and unlabelled reviews."""
     return batch.weight * (batch.label >= 0)
-
-
-def cross_entropy(logits: Logits, label: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Returns `-log sigmoid(logit)` for label 1 and `-log sigmoid(-logit)` for label 0, in nats."""
-    return optax.sigmoid_binary_cross_entropy(logits, jnp.clip(label, 0, 1).astype(jnp.float32))
 
 
 class Objective(abc.ABC):
@@ -38,10 +31,10 @@ class CrossEntropy(Objective):
         """Returns the sums of cross-entropy, of right answers and of weights."""
         logits = model(params, batch.tokens, batch.length, keys).logits
         weight = labelled(batch)
-        right = (logits > 0) == (batch.label == 1)
+        correct = model.task.correct(logits, batch.label)
         return Sums(
-            loss=(weight * cross_entropy(logits, batch.label)).sum(),
-            correct=(weight * right).sum(),
+            loss=(weight * model.task.loss(logits, batch.label)).sum(),
+            correct=(weight * correct).sum(),
             weight=weight.sum(),
         )
 

@@ -73,9 +73,9 @@ def _make_mesh_as(recorded: dict[str, Any], config: Config) -> Mesh:
 
 def _choose_backend_as(recorded: dict[str, Any], config: Config, console: Console) -> Backend:
     try:
-        return choose_backend(recorded["backend"], config, console)
+        return choose_backend(recorded["backend"], config, console.print)
     except UserError:
-        return choose_backend("auto", config, console)
+        return choose_backend("auto", config, console.print)
 
 
 def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:

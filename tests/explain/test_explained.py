@@ -284,7 +284,7 @@ def test_run_without_attention_says_what_is_shown(empty, capsys):
     assert data["note"].startswith("This model has no attention")
     assert "attention" not in [one["name"] for one in data["attributions"]]
     message = error_of(explain, run.folder, "brillo", "--attributions", "attention")
-    assert message.startswith("the model has no attention to console: its pooling is 'max'; choose")
+    assert message.startswith("the model has no attention to show: its pooling is 'max'; choose")
 
 
 def test_model_of_another_version_is_refused(own):

@@ -10,7 +10,7 @@ from flax import nnx
 from oracles import RECURRENCES
 
 from bilstm_attn.nn.cells import CELLS
-from bilstm_attn.nn.recurrence import run_direction
+from bilstm_attn.nn.recurrence import Noise, run_direction
 
 # float32 rounding over at most 7 steps of values below 1.
 TOLERANCE = 2e-6
@@ -34,9 +34,9 @@ def random_inputs(seed=1):
     return np.random.default_rng(seed).normal(size=(STEPS, SHARDED, INPUTS)).astype(np.float32)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("reverse", "backend", "precision"))
+@partial(jax.jit, static_argnums=0, static_argnames=("reverse", "backend", "options"))
 def run(graph, params, inputs, lengths, noise=None, **static):
-    return run_direction(nnx.merge(graph, params), inputs, lengths, noise=noise, **static)
+    return run_direction(nnx.merge(graph, params), inputs, lengths, noise=Noise(noise), **static)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -10,7 +10,7 @@ from test_cells import HIDDEN, INPUTS, LENGTHS, SHARDED, STEPS, make_cell, rando
 from tiny_run import error_of
 
 from bilstm_attn.nn.cells import CELLS
-from bilstm_attn.nn.recurrence import Precision
+from bilstm_attn.nn.recurrence import LoopOptions
 
 cells_and_ways = pytest.mark.parametrize(
     ("name", "reverse"), [(name, reverse) for name in CELLS for reverse in (False, True)]
@@ -107,13 +107,13 @@ def test_own_derivative_is_jaxs(name, reverse, noisy):
 def test_recomputed_gates_give_the_values_and_gradients_of_kept_ones(name, reverse, backend):
     graph, params = make_cell(name)
 
-    def loss(precision, params, inputs):
-        given = {"reverse": reverse, "backend": backend, "precision": precision}
+    def loss(options, params, inputs):
+        given = {"reverse": reverse, "backend": backend, "options": options}
         states, last = run(graph, params, inputs, LENGTHS, **given)
         return jnp.sin(states).sum() + jnp.cos(last).sum()
 
     kept, again = (
-        jax.jit(jax.value_and_grad(partial(loss, Precision(recompute=choice)), (0, 1)))
+        jax.jit(jax.value_and_grad(partial(loss, LoopOptions(remat=choice)), (0, 1)))
         for choice in (False, True)
     )
     kept, again = kept(params, random_inputs()), again(params, random_inputs())
@@ -125,7 +125,7 @@ def test_recomputed_gates_are_not_kept():
     graph, params = make_cell("lstm")
 
     def kept(recompute):
-        given = {"precision": Precision(recompute=recompute)}
+        given = {"options": LoopOptions(remat=recompute)}
         pull = jax.eval_shape(
             lambda inputs: jax.vjp(lambda x: run(graph, params, x, LENGTHS, **given), inputs)[1],
             random_inputs(),
@@ -143,8 +143,8 @@ def test_bfloat16_products_are_within_their_rounding_of_float32(name, reverse, b
     @partial(jax.jit, static_argnums=0)
     @partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
     def loss(matmul_precision, params, inputs):
-        precision = Precision(matmul_precision=matmul_precision)
-        given = {"reverse": reverse, "backend": backend, "precision": precision}
+        options = LoopOptions(matmul_precision=matmul_precision)
+        given = {"reverse": reverse, "backend": backend, "options": options}
         states, last = run(graph, params, inputs, LENGTHS, **given)
         return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
 

@@ -11,7 +11,7 @@ from tiny_run import error_of, script, tiny_run, train
 from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.inference.exported import load_model
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.runtime.prng import numpy_generator
 from bilstm_attn.studies.attention_as_explanation.auxiliary_models import furthest
 from bilstm_attn.studies.attention_as_explanation.figures import label_points

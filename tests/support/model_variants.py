@@ -9,8 +9,9 @@ import pytest
 
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.nn.attention import ATTENTIONS
+from bilstm_attn.nn.backend import prepare_native
 from bilstm_attn.nn.cells import CELLS
-from bilstm_attn.nn.encoder import ENCODERS, prepare_native
+from bilstm_attn.nn.encoder import ENCODERS
 from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
 

@@ -10,6 +10,7 @@ from tiny_run import train, trained
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
+from bilstm_attn.nn.tasks import Binary
 from bilstm_attn.training import commands as session
 from bilstm_attn.training import loop as training
 from bilstm_attn.training.run_dir import RunDir
@@ -34,11 +35,11 @@ def records(run, kind):
 def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monkeypatch):
     measured = []
 
-    def fake_measure(logits, labels):
+    def fake_measure(task, logits, labels):
         measured.append(len(labels))
-        return {"accuracy": 1.0 / len(measured)}  # falls, so that a selection would console
+        return {"accuracy": 1.0 / len(measured)}  # falls, so that a selection would show
 
-    monkeypatch.setattr(training, "measure", fake_measure)
+    monkeypatch.setattr(Binary, "measure", fake_measure)
     monkeypatch.setattr(training.Console, "epoch", lambda *given: None)
     monkeypatch.setattr(session, "draw_curves", lambda *given: None)
     fields = {"data__dataset": "imdb", "data__validation_examples": 0}
@@ -60,7 +61,7 @@ def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monk
 def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monkeypatch):
     accuracies = iter([0.5, 0.9, 0.9, 0.4])
 
-    def fake_measure(logits, labels):
+    def fake_measure(task, logits, labels):
         assert len(labels) == 12  # the validation reviews, never test
         return {"accuracy": next(accuracies), "loss": 0.0}
 
@@ -77,7 +78,7 @@ def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monk
 
     run = RunDir(empty / "runs" / "best" / "seed0")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "measure", fake_measure)
+        patch.setattr(Binary, "measure", fake_measure)
         patch.setattr(training, "export_model", spy_on_export)
         patch.setattr(session, "measure_split", spy_on_test)
         assert train(empty, recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4) == 0

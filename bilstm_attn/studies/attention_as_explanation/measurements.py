@@ -33,7 +33,7 @@ from bilstm_attn.explain.faithfulness import (
     toward_answer,
 )
 from bilstm_attn.inference.evaluate import require_finite
-from bilstm_attn.inference.metrics import sigmoid
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.studies.attention_as_explanation import jain_wallace

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from bilstm_attn.explain.attribution import IntegratedGradients, Lime, SmoothGrad, gradient_of_logit
 from bilstm_attn.explain.faithfulness import FRACTIONS, GRID, SAMPLES
-from bilstm_attn.inference.metrics import sigmoid
 from bilstm_attn.nn.attention import masked_softmax
+from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.studies.attention_as_explanation.jain_wallace import (
     ADVERSARIES,

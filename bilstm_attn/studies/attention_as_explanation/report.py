@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from bilstm_attn.explain.faithfulness import FRACTIONS
 from bilstm_attn.explain.html import label_of
-from bilstm_attn.inference.metrics import accuracy, roc_auc
+from bilstm_attn.nn.metrics import accuracy, roc_auc
 from bilstm_attn.runtime.files import write_atomically
 from bilstm_attn.studies.attention_as_explanation.figures import CAPTIONS, figures_of
 from bilstm_attn.studies.attention_as_explanation.measurements import TOP, Attributions

@@ -112,7 +112,7 @@ def run_examination(
         model = Model(
             exported.config.model,
             exported.vocabulary.size,
-            choose_backend(backend, exported.config, console),
+            choose_backend(backend, exported.config, console.print),
         )
         whole = split_examples(tokens, "test", exported.vocabulary, exported.config)
         drawn = np.sort(numpy_generator(seed, "examine").permutation(whole.size)[:limit])

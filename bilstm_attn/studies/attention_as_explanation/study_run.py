@@ -13,7 +13,7 @@ from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.token_cache import TokenCache
 from bilstm_attn.inference.evaluate import require_finite
 from bilstm_attn.inference.exported import Exported
-from bilstm_attn.inference.metrics import accuracy, sigmoid
+from bilstm_attn.nn.metrics import accuracy, sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.files import file_sha256

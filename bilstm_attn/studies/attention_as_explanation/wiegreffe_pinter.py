@@ -27,7 +27,7 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import replicate, shard_rows
 from bilstm_attn.runtime.prng import stream
-from bilstm_attn.training.objectives import Objective, cross_entropy, labelled
+from bilstm_attn.training.objectives import Objective, labelled
 from bilstm_attn.training.optim import make_optimizer
 from bilstm_attn.training.step import Groups, initial_state, make_train_step, zero_sums
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Sums, Tokens, Weights
@@ -59,7 +59,7 @@ class Labels(Objective):
         imposed = batch.extras.weights.T if self.guided else None
         logits = logits_under(model, params, batch.tokens, batch.length, imposed, keys)
         weight, right = labelled(batch), (logits > 0) == (batch.label == 1)
-        loss = (weight * cross_entropy(logits, batch.label)).sum()
+        loss = (weight * model.task.loss(logits, batch.label)).sum()
         return Sums(loss, (weight * right).sum(), weight.sum())
 
 

@@ -13,13 +13,11 @@ from flax import nnx
 from tiny_run import error_of, full_disk
 
 from bilstm_attn.config import Config, ModelConfig
-from bilstm_attn.nn.backend import choose_backend
+from bilstm_attn.nn.backend import choose_backend, prepare_native
 from bilstm_attn.nn.cells import CELLS, LSTM
-from bilstm_attn.nn.encoder import prepare_native
 from bilstm_attn.nn.kernels import native
 from bilstm_attn.nn.model import Model
-from bilstm_attn.nn.recurrence import make_bidirectional_reencoder, run_bidirectional
-from bilstm_attn.runtime.console import Console
+from bilstm_attn.nn.recurrence import Noise, make_bidirectional_reencoder, run_bidirectional
 
 prepare_native()
 
@@ -58,7 +56,7 @@ class Layer:
         ]
 
     def run(self, backend, params, inputs, noises):
-        pair = None if noises is None else tuple(noises)
+        pair = (Noise(), Noise()) if noises is None else tuple(map(Noise, noises))
         cells, lengths = nnx.merge(self.graph, params), jnp.asarray(self.lengths)
         return run_bidirectional(*cells, inputs, lengths, noises=pair, backend=backend)
 
@@ -192,7 +190,8 @@ def test_what_is_not_a_number_stays_so_and_large_numbers_do_not_become_so():
 def test_shapes_that_do_not_fit_are_an_error():
     layer = Layer(*SIZES[1])
     kernels, biases = (
-        jnp.stack(parts) for parts in zip(*(cell.weights() for cell in layer.cells), strict=True)
+        jnp.stack(parts)
+        for parts in zip(*(cell.params().linear for cell in layer.cells), strict=True)
     )
     lengths = jnp.asarray(layer.lengths, jnp.int32)
     good = (layer.inputs, lengths, kernels, biases, layer.noises)
@@ -242,9 +241,9 @@ def test_without_a_kernel_auto_says_so_and_scans_and_native_is_an_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(native, "_loaded", [])
-    assert choose_backend("auto", CONFIG, Console()) == "scan"
+    assert choose_backend("auto", CONFIG, print) == "scan"
     assert f"no native kernel ({says}" in capsys.readouterr().out
-    message = error_of(choose_backend, "native", CONFIG, Console())
+    message = error_of(choose_backend, "native", CONFIG, print)
     assert says in message
     assert message.endswith("; or give --backend scan")
 
@@ -273,7 +272,7 @@ def test_cache_that_cannot_be_written_makes_auto_scan(place, tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(native, "_loaded", [])
     with full_disk() if place != "a file" else contextlib.nullcontext():
-        assert choose_backend("auto", CONFIG, Console()) == "scan"
+        assert choose_backend("auto", CONFIG, print) == "scan"
     assert "no native kernel (" in capsys.readouterr().out
 
 
@@ -283,22 +282,21 @@ def test_cell_that_derives_from_another_is_not_taken_for_it(monkeypatch):
 
     monkeypatch.setitem(CELLS, "other", Other)
     config = Config(model=ModelConfig(cell="other"))
-    assert choose_backend("auto", config, Console()) == "scan"
-    model = Model(config.model, 5, "native")
+    assert choose_backend("auto", config, print) == "scan"
     says = "backend native cannot run this model: it runs no cell 'other'; use backend scan"
-    assert error_of(model.init, jax.random.key(0)) == says
+    assert error_of(Model, config.model, 5, "native") == says
 
 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
         ({"cell": "gru"}, "it runs no cell 'gru'"),
-        ({"matmul_precision": "bfloat16"}, "it has no products in bfloat16"),
-        ({"remat": True}, "it keeps its gates"),
+        ({"matmul_precision": "bfloat16"}, "it has no matmuls in bfloat16"),
+        ({"remat": True}, "it has no rematerialisation (model.remat)"),
     ],
 )
 def test_model_it_does_not_run_is_an_error_if_asked_for_and_scanned_if_not(model, why):
     config = Config(model=ModelConfig(**model))
-    assert choose_backend("auto", config, Console()) == "scan"
+    assert choose_backend("auto", config, print) == "scan"
     says = f"no native kernel ({why}); or give --backend scan"
-    assert error_of(choose_backend, "native", config, Console()) == says
+    assert error_of(choose_backend, "native", config, print) == says

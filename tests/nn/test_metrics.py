@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from bilstm_attn.inference import metrics
+from bilstm_attn.nn import metrics
 
 
 def random_answers(seed, size=997, ties=False):
@@ -20,7 +20,7 @@ def random_answers(seed, size=997, ties=False):
 @pytest.mark.parametrize("seed", range(3))
 def test_measures_are_scikit_learns(seed, ties):
     logits, labels = random_answers(seed, ties=ties)
-    measured = metrics.measure(logits, labels)
+    measured = metrics.measure_binary(logits, labels)
     said, probability = logits > 0, metrics.sigmoid(logits)
     expected = {
         "accuracy": sklearn_metrics.accuracy_score(labels, said),
@@ -50,7 +50,7 @@ def test_calibration_error_is_the_sum_over_bins(ties):
 def test_sure_and_right_is_perfect_and_huge_logits_stay_finite():
     logits, labels = np.array([1e4, -1e4, 88.0], np.float32), np.array([1, 0, 1])
     perfect = {"accuracy": 1, "loss": 0, "f1": 1, "roc_auc": 1, "calibration_error": 0}
-    assert metrics.measure(logits, labels) == pytest.approx(perfect, abs=1e-12)
+    assert metrics.measure_binary(logits, labels) == pytest.approx(perfect, abs=1e-12)
     assert metrics.cross_entropy(-logits, labels) == pytest.approx((2e4 + 88) / 3)
 
 
@@ -60,7 +60,7 @@ def test_a_logit_of_zero_says_negative():
 
 
 def test_one_label_alone_has_no_ranking_and_no_crash():
-    measured = metrics.measure(np.array([-1.0, -2.0], np.float32), np.array([0, 0]))
+    measured = metrics.measure_binary(np.array([-1.0, -2.0], np.float32), np.array([0, 0]))
     assert np.isnan(measured["roc_auc"])
     assert measured["f1"] == 0
     assert measured["accuracy"] == 1
