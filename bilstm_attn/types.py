@@ -13,7 +13,6 @@ Inside the model tensors are time-major (`t b ...`), for the recurrence walks ov
 
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Tokens = Int[Array, "b t"]
@@ -58,15 +57,3 @@ class Output(NamedTuple):
     states: Float[Array, "b t d"]
     last: Float[Array, "b d"]
     context: Float[Array, "b d"]
-
-
-class Sums(NamedTuple):
-    """Sums over reviews; divided once, where a mean is reported."""
-
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    weight: Float[Array, ""]
-
-    def add(self, other: "Sums") -> "Sums":
-        """Returns the sums over both sets of reviews."""
-        return jax.tree.map(lambda one, two: one + two, self, other)

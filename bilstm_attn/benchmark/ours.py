@@ -20,7 +20,7 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import AXIS, REPLICATED, SHARDED, make_mesh, replicate, shard_rows
 from bilstm_attn.training.objectives import CrossEntropy
 from bilstm_attn.training.optim import make_optimizer
-from bilstm_attn.training.step import TrainState, make_train_step, zero_sums
+from bilstm_attn.training.step import TrainState, make_train_step
 from bilstm_attn.types import Batch, Params
 
 
@@ -46,7 +46,9 @@ class Ours(Peer):
             functools.partial(make_train_step, model, CrossEntropy(), optimizer, self._mesh)
         )
         self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
-        state = TrainState(jnp.int32(0), params, optimizer.init(params), zero_sums())
+        state = TrainState(
+            jnp.int32(0), params, optimizer.init(params), CrossEntropy().zero_terms()
+        )
         self._state = replicate(jax.tree.map(jnp.array, state), self._mesh)
         self._layers = self._make_layers(setting.config)
         self.fill(params)

@@ -22,8 +22,8 @@ from bilstm_attn.runtime.devices import process_part, replicate, rows_shape, row
 from bilstm_attn.runtime.distributed import max_over_processes, on_main_process
 from bilstm_attn.runtime.files import tree_sha256
 from bilstm_attn.runtime.signals import Interrupted, interruptible
-from bilstm_attn.training.metrics_log import MetricsLog, divergence_error
-from bilstm_attn.training.objectives import OBJECTIVES
+from bilstm_attn.training.metrics_log import MetricsLog, divergence_error, means_of
+from bilstm_attn.training.objectives import OBJECTIVES, Objective
 from bilstm_attn.training.optim import make_optimizer
 from bilstm_attn.training.seed_replica import SeedReplica
 from bilstm_attn.training.step import (
@@ -33,9 +33,8 @@ from bilstm_attn.training.step import (
     make_train_step,
     stack,
     unstack,
-    zero_sums,
 )
-from bilstm_attn.types import Params, Sums
+from bilstm_attn.types import Params
 
 PROOF_STEP = 10  # after which the state's digest is logged, for others to compare with
 TOGETHER_STEPS = 10  # after which several processes ask each other whether one was told to stop
@@ -80,7 +79,7 @@ def train(
             stack_of_contexts.enter_context(replica.checkpoints)
         stops = stack_of_contexts.enter_context(interruptible())
         firsts = [
-            initial_state(model, optimizer, replica.config.seed, replica.vectors())
+            initial_state(model, objective, optimizer, replica.config.seed, replica.vectors())
             for replica in replicas
         ]
         states, records = _restore(replicas, firsts, console)
@@ -90,7 +89,8 @@ def train(
             replica.run.rewind(step, record["metrics"])
             replica.checkpoints.rewind(step)
             place = () if len(replicas) == 1 else (at,)
-            logs.append(MetricsLog(replica.run, log_every_steps, record["pending"], place))
+            pending = record["pending"]
+            logs.append(MetricsLog(replica.run, objective, log_every_steps, pending, place))
         to_run = {
             epoch: _plan_together(replicas, epoch)
             for epoch in range(len(replicas[0].epochs), config.train.epochs)
@@ -103,8 +103,8 @@ def train(
             begun, spent = time.perf_counter() - spent, 0.0
             done = step - epoch * steps_per_epoch
             if not done:
-                no_sums = stack([zero_sums()] * len(replicas))
-                state = state._replace(sums=replicate(no_sums, mesh))
+                zeros = stack([objective.zero_terms()] * len(replicas))
+                state = state._replace(terms=replicate(zeros, mesh))
             reviews_done = sum(plans[0].size for plans in steps[:done])
             with console.bar(
                 f"epoch {epoch + 1}/{config.train.epochs}", reviews, reviews_done
@@ -117,14 +117,14 @@ def train(
                         ]
                     )
                     groups = shard_rows(batch, mesh, rows)
-                    state, sums = compiled[plans[0].edges](state, groups, key)
+                    state, terms = compiled[plans[0].edges](state, groups, key)
                     step += 1
                     for log in logs:
-                        log.add(step, epoch + 1, sums)
+                        log.add(step, epoch + 1, terms)
                     bar.advance(plans[0].size)
                     bar.describe(logs[0].latest)
                     if step == min(PROOF_STEP, steps_per_epoch):
-                        _log_proof(replicas, state, step)
+                        _log_proof(replicas, state, step, objective.minimised[0])
                     if step == until_step:
                         return
                     if plans is not steps[-1] and (stop := _told_to_stop(stops, step)):
@@ -137,7 +137,7 @@ def train(
                 replicas, logs, unstack(state, len(replicas)), strict=True
             ):
                 log.flush()
-                _end_epoch(replica, own, logits_of, seconds, mesh, console)
+                _end_epoch(replica, own, objective, logits_of, seconds, mesh, console)
             _save(replicas, step, state, [[] for _ in replicas], 0.0)
             for replica in replicas:
                 prefix = f"seed {replica.config.seed}  " if len(replicas) > 1 else ""
@@ -193,16 +193,19 @@ def _save(
         replica.checkpoints.save(step, own, replica.record(waiting, seconds))
 
 
-def _log_proof(replicas: Sequence[SeedReplica], state: TrainState, step: int) -> None:
+def _log_proof(
+    replicas: Sequence[SeedReplica], state: TrainState, step: int, reference: str
+) -> None:
     """Logs what `--verify` compares with: the digest of the state, and the loss so far."""
     for replica, own in zip(replicas, unstack(jax.device_get(state), len(replicas)), strict=True):
-        proof = {"state_sha256": tree_sha256(own), "loss": float(own.sums.loss)}
+        proof = {"state_sha256": tree_sha256(own), "loss": float(own.terms[reference].sum)}
         replica.run.log({"kind": "proof", "step": step, **proof})
 
 
 def _end_epoch(
     replica: SeedReplica,
     state: TrainState,
+    objective: Objective,
     logits_of: LogitsOf,
     seconds: float,
     mesh: Mesh,
@@ -211,7 +214,7 @@ def _end_epoch(
     """Measures, logs, and exports if it is the epoch to choose."""
     split, config = replica.config.train.eval_split, replica.config
     epoch, step = len(replica.epochs) + 1, int(state.step)
-    trained: Sums = jax.device_get(state.sums)
+    trained = means_of(objective, jax.device_get(state.terms))
     begun = time.perf_counter()
     with console.bar(f"measure {split}", replica.eval_examples.size, 0) as bar:
         logits = predict_logits(
@@ -223,12 +226,12 @@ def _end_epoch(
     record = {
         "epoch": epoch,
         "step": step,
-        "train_loss": float(trained.loss / trained.weight),
-        "train_accuracy": float(trained.correct / trained.weight),
         "seconds": seconds,
         "measure_seconds": time.perf_counter() - begun,
         "examples_per_second": replica.training.size / seconds,
-    } | {f"{split}_{name}": value for name, value in measured.items()}
+        **{f"train_{name}": value for name, value in trained.items()},
+        **{f"{split}_{name}": value for name, value in measured.items()},
+    }
     replica.run.log({"kind": "epoch", **record})
     if replica.chosen["epoch"] == epoch:
         params: Params = jax.device_get(state.params)

@@ -1,4 +1,4 @@
-"""Train state and the pure step: of one seed, or of several in one program."""
+"""The train state and the pure training step, of one seed or vmapped over several."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,34 +12,33 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from bilstm_attn.data.word_vectors import WordVectors
+from bilstm_attn.errors import UserError
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import AXIS, REPLICATED, rows_spec
 from bilstm_attn.runtime.prng import stream
-from bilstm_attn.training.objectives import Objective
-from bilstm_attn.types import Batch, Keys, Params, Sums
+from bilstm_attn.training.objectives import Objective, Term, Terms, add_terms
+from bilstm_attn.types import Batch, Keys, Params
 
 
 class TrainState(NamedTuple):
-    """All that the next step depends on, beside the config. Of several seeds, `[s]` in front."""
+    """Everything that the next step depends on, besides the config.
+
+    With several seeds every array has a leading axis `s`.
+    """
 
     step: Int[Array, "*s"]
     params: Params
     optimizer: Any
-    sums: Sums  # over the epoch so far
+    terms: Terms  # summed over the epoch so far
 
 
-Groups = tuple[Batch, ...]  # one batch: reviews of similar length, padded alike, are a group
-GroupsKeys = tuple[Key[Array, "*s b"], ...]  # one a review, group by group
-TrainStep = Callable[[TrainState, Groups, Key[Array, "*s"]], tuple[TrainState, Sums]]
-
-
-def zero_sums() -> Sums:
-    """Returns the sums over no review."""
-    return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
+Groups = tuple[Batch, ...]  # one batch: a group is examples of similar length, padded alike
+GroupsKeys = tuple[Key[Array, "*s b"], ...]  # one per example, group by group
+TrainStep = Callable[[TrainState, Groups, Key[Array, "*s"]], tuple[TrainState, Terms]]
 
 
 def initial_params(model: Model, seed: int, vectors: WordVectors | None = None) -> Params:
-    """Returns the parameters before the first step; `vectors` are their words' own then."""
+    """Returns the initial parameters; `vectors` overwrite the matching embedding rows."""
     params = jax.jit(model.init)(stream(jax.random.key(seed), "params"))
     if vectors is not None:
         params = params | {"embedding": params["embedding"].at[vectors.ids].set(vectors.vectors)}
@@ -48,6 +47,7 @@ def initial_params(model: Model, seed: int, vectors: WordVectors | None = None) 
 
 def initial_state(
     model: Model,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int,
     vectors: WordVectors | None = None,
@@ -55,16 +55,16 @@ def initial_state(
     """Returns the state before the first step."""
     params = initial_params(model, seed, vectors)
     start = jnp.zeros((), jnp.int32)
-    return TrainState(start, params, jax.jit(optimizer.init)(params), zero_sums())
+    return TrainState(start, params, jax.jit(optimizer.init)(params), objective.zero_terms())
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Returns the seeds' trees as one: the only one's as it is, or `[s]` in front of each leaf."""
+    """Stacks one tree per seed along a new leading axis; a single tree is returned unchanged."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def unstack(tree: Any, seeds: int) -> list[Any]:
-    """Returns what `stack` was given."""
+    """Returns the list of trees that `stack` was given."""
     if seeds == 1:
         return [tree]
     return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], tree) for seed in range(seeds)]
@@ -77,52 +77,94 @@ def make_gradient(
     on_cpu: bool,
     microbatches: int = 1,
     seeds: int = 1,
-) -> Callable[[Params, Groups, GroupsKeys], tuple[Params, Sums]]:
-    """Returns what every device does with its rows: the gradient's sum over all devices, and sums.
+) -> Callable[[Params, Groups, GroupsKeys], tuple[Params, Terms]]:
+    """Returns the per-device gradient function; gradient and terms are summed over all devices.
 
-    It runs under `jax.shard_map`, or `jax.pmap`, with the axis `sharding.AXIS`. The groups take
-    turns, each in `microbatches` parts, so that memory is that of the largest part; devices meet
-    once, after the last.
+    It runs under `jax.shard_map`, or `jax.pmap`, with the axis `devices.AXIS`. It loops over groups
+    and microbatches, so that peak memory is that of the largest part, then does one all-reduce. The
+    gradient still has to be divided by the count of the first minimised term.
     """
+    reference, *others = _require_terms(objective)
 
-    def loss(params: Params, group: Batch, keys: Keys) -> tuple[Array, Sums]:
-        sums = objective(model, params, group, keys)
-        return sums.loss, sums
+    def terms_of(params: Params, group: Batch, keys: Keys) -> Terms:
+        terms = objective(model, params, group, keys)
+        if set(terms) != set(objective.coefficients):
+            raise UserError(
+                f"objective {type(objective).__name__} must return a term for each of its "
+                f"coefficients {sorted(objective.coefficients)}, but returned {sorted(terms)}"
+            )
+        return terms
+
+    def loss(params: Params, group: Batch, keys: Keys, scales: Scales) -> tuple[Array, Terms]:
+        terms = terms_of(params, group, keys)
+        if not scales:
+            return terms[reference].sum, terms
+        return sum((scales[name] * terms[name].sum for name in scales), jnp.zeros(())), terms
+
+    def scales_of(counts: dict[str, Array]) -> Scales:
+        """Returns what turns sums into the loss times the count of the reference term."""
+
+        def ratio(name: str) -> Array:
+            return jnp.maximum(counts[reference], 1) / jnp.maximum(counts[name], 1)
+
+        return {name: objective.coefficients[name] * ratio(name) for name in [reference, *others]}
 
     gradient = _of_each(jax.grad(loss, has_aux=True), seeds)
+    every_term, every_scale = _of_each(terms_of, seeds), _of_each(scales_of, seeds)
 
-    def add(total: Any, params: Params, group: Batch, keys: Any) -> tuple[Params, Sums]:
-        return jax.tree.map(jnp.add, total, gradient(params, group, keys))
+    def add(total: Any, params: Params, group: Batch, keys: Any, scales: Scales) -> Any:
+        return jax.tree.map(jnp.add, total, gradient(params, group, keys, scales))
 
-    def of_rows(params: Params, groups: Groups, keys: GroupsKeys) -> tuple[Params, Sums]:
-        zeros = jax.tree.map(lambda zero: jnp.zeros(_axes(seeds), zero.dtype), zero_sums())
-        total = (jax.tree.map(jnp.zeros_like, params), zeros)
+    def device_gradient(params: Params, groups: Groups, keys: GroupsKeys) -> tuple[Params, Terms]:
         pairs = zip(groups, keys, strict=True)
         parts = [part for pair in pairs for part in _cut(pair, microbatches, len(_axes(seeds)))]
+        scales: Scales = {}
+        if others or objective.coefficients[reference] != 1:
+            # The compiler drops the forward pass, since counts do not depend on it.
+            terms = [every_term(params, group, keys_of_group) for group, keys_of_group in parts]
+            counts = [{name: term.count for name, term in each.items()} for each in terms]
+            scales = every_scale(lax.psum(jax.tree.map(lambda *all_: sum(all_), *counts), AXIS))
+        zeros = jax.tree.map(
+            lambda zero: jnp.zeros(_axes(seeds), zero.dtype), objective.zero_terms()
+        )
+        total = (jax.tree.map(jnp.zeros_like, params), zeros)
         for group, keys_of_group in reversed(parts):
-            given = (total, params, group, keys_of_group)
+            arguments = (total, params, group, keys_of_group, scales)
             if on_cpu:  # where only a condition keeps the groups' temporaries apart
-                any_review = (group.weight != 0).any()
-                total = lax.cond(any_review, add, lambda total, *_: total, *given)
+                any_example = (group.weight != 0).any()
+                total = lax.cond(any_example, add, lambda total, *_: total, *arguments)
             else:  # where a condition would make the host wait
-                total, params = lax.optimization_barrier((add(*given), params))
+                total, params = lax.optimization_barrier((add(*arguments), params))
         return lax.psum(total, AXIS)
 
-    return of_rows
+    return device_gradient
+
+
+Scales = dict[str, Array]
+
+
+def _require_terms(objective: Objective) -> list[str]:
+    """Returns the names of the minimised terms; raises a `UserError` if there are none."""
+    if not objective.minimised:
+        raise UserError(
+            f"objective {type(objective).__name__} must minimise at least one term, but all its "
+            "coefficients are 0"
+        )
+    return objective.minimised
 
 
 def _axes(seeds: int) -> tuple[int, ...]:
-    """Returns the shape in front of every leaf: none for a single seed, whose bits stay its own."""
+    """Returns the leading axes of every leaf: none for a single seed."""
     return () if seeds == 1 else (seeds,)
 
 
 def _of_each(call: Callable[..., Any], seeds: int) -> Callable[..., Any]:
-    """Returns `call` over the leading axis of all it takes and gives, if there is one."""
+    """vmaps `call` over seeds if there are several."""
     return call if seeds == 1 else jax.vmap(call)
 
 
 def _cut(rows: Any, parts: int, axis: int) -> list[Any]:
-    """Returns a tree's rows, which are its leaves' axis `axis`, in equal parts, in order."""
+    """Splits the rows of a tree, axis `axis` of its leaves, into equal parts, in order."""
     leaves, structure = jax.tree.flatten(rows)
     pieces = [jnp.split(leaf, parts, axis) for leaf in leaves]
     return [jax.tree.unflatten(structure, part) for part in zip(*pieces, strict=True)]
@@ -136,14 +178,14 @@ def make_train_step(
     microbatches: int = 1,
     seeds: int = 1,
 ) -> TrainStep:
-    """Returns the compiled step: state, a batch's groups and the run's key to state and sums.
+    """Returns the compiled step `f(state, groups, key) -> (state, terms of the batch)`.
 
-    The gradient is divided by the weight of the whole batch. The state is donated. Of several
-    seeds, each has its own of all these, `[s]` in front of each leaf.
+    Each term is divided by its count over the whole batch. The state is donated. With several
+    seeds every argument and result has a leading axis `s`.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     rows = rows_spec(seeds)
-    # check_vma=False: gradients inside are of the device's own rows, and psum adds them, no more.
+    # check_vma=False: gradients inside are of the rows of one device; psum alone adds them up.
     over_mesh = jax.shard_map(
         make_gradient(model, objective, on_cpu=on_cpu, microbatches=microbatches, seeds=seeds),
         mesh=mesh,
@@ -157,18 +199,22 @@ def make_train_step(
         keys = jax.random.split(jax.random.fold_in(key, step), sum(sizes))
         return tuple(jnp.split(keys, np.cumsum(sizes)[:-1]))
 
-    def move(state: TrainState, gradients: Params, sums: Sums) -> tuple[TrainState, Sums]:
+    reference = _require_terms(objective)[0]
+
+    def update(state: TrainState, gradients: Params, terms: Terms) -> tuple[TrainState, Terms]:
+        total, count = terms[reference]
         # A gradient that is not finite shows in the loss, so that one check on the host finds both.
         finite = jnp.isfinite(optax.tree.norm(gradients))
-        sums = sums._replace(loss=jnp.where(finite, sums.loss, jnp.nan))
-        mean = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1), gradients)
+        terms = terms | {reference: Term(jnp.where(finite, total, jnp.nan), count)}
+        mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1), gradients)
         updates, optimizer_state = optimizer.update(mean, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, optimizer_state, state.sums.add(sums)), sums
+        summed = add_terms(state.terms, terms)
+        return TrainState(state.step + 1, params, optimizer_state, summed), terms
 
-    def step(state: TrainState, groups: Groups, key: Key[Array, "*s"]) -> tuple[TrainState, Sums]:
+    def step(state: TrainState, groups: Groups, key: Key[Array, "*s"]) -> tuple[TrainState, Terms]:
         keys = _of_each(draw, seeds)(key, state.step, groups)
-        gradients, sums = over_mesh(state.params, groups, keys)
-        return _of_each(move, seeds)(state, gradients, sums)
+        gradients, terms = over_mesh(state.params, groups, keys)
+        return _of_each(update, seeds)(state, gradients, terms)
 
     return jax.jit(step, donate_argnums=0)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 from functools import cache, partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,8 @@ from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
     logits_under,
     tell,
 )
-from bilstm_attn.training.objectives import Objective
-from bilstm_attn.types import Batch, Sums
+from bilstm_attn.training.objectives import Objective, Term
+from bilstm_attn.types import Batch
 
 
 def held_out() -> Batch:
@@ -165,10 +166,12 @@ def test_what_the_base_says_is_of_the_same_reviews():
 class Rising(Objective):
     """A loss that each step makes larger: its gradient has the wrong sign."""
 
+    coefficients: ClassVar = {"loss": 1.0}
+
     def __call__(self, model, params, batch, keys):
         del model, keys
         size, weight = params["logit"]["kernel"].sum(), batch.weight.sum()
-        return Sums(weight * (2 * lax.stop_gradient(size) - size), weight, weight)
+        return {"loss": Term(weight * (2 * lax.stop_gradient(size) - size), weight)}
 
 
 @pytest.mark.slow

@@ -21,12 +21,11 @@ from bilstm_attn.data.splits import Examples
 from bilstm_attn.inference.evaluate import make_logits_step, predict_logits
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import AXIS, REPLICATED, SHARDED, make_mesh, replicate, shard_rows
-from bilstm_attn.training.metrics_log import MOST_UNDER_WAY, MetricsLog
-from bilstm_attn.training.objectives import OBJECTIVES
+from bilstm_attn.training.metrics_log import MAX_STEPS_IN_FLIGHT, MetricsLog
+from bilstm_attn.training.objectives import OBJECTIVES, CrossEntropy, Term
 from bilstm_attn.training.optim import make_optimizer
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.step import initial_state, make_gradient, make_train_step
-from bilstm_attn.types import Sums
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
 LARGE = dataclasses.replace(DATA, batch_size=16)  # for up to eight devices
@@ -77,7 +76,7 @@ def steps_on(devices, name="whole", objective="cross_entropy"):
 
 @cache
 def made_state(name, seed):
-    return jax.device_get(initial_state(*MADE[name], seed))
+    return jax.device_get(initial_state(MADE[name][0], CrossEntropy(), MADE[name][1], seed))
 
 
 def first_state(name="whole", seed=0):
@@ -247,10 +246,10 @@ def test_few_steps_are_under_way(tmp_path):
         def block_until_ready(self):
             waited.append(self.step)
 
-    log = MetricsLog(RunDir(tmp_path), 1000, [])
+    log = MetricsLog(RunDir(tmp_path), CrossEntropy(), 1000, [])
     for step in range(1, 31):
-        log.add(step, 1, Sums(Sum(step), 0.0, 0.0))
-        assert waited == list(range(1, step - MOST_UNDER_WAY + 1))
+        log.add(step, 1, {"cross_entropy": Term(Sum(step), 0.0)})
+        assert waited == list(range(1, step - MAX_STEPS_IN_FLIGHT + 1))
 
 
 @pytest.mark.slow
@@ -262,26 +261,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilstm_attn.config import ModelConfig, OptimConfig
-from bilstm_attn.model import Model
-from bilstm_attn.objectives import OBJECTIVES
-from bilstm_attn.optim import make_optimizer
-from bilstm_attn.sharding import make_mesh, shard_rows, replicate
-from bilstm_attn.step_log import MetricsLog
-from bilstm_attn.train_step import initial_state, make_train_step
+from bilstm_attn.nn.model import Model
+from bilstm_attn.training.objectives import OBJECTIVES
+from bilstm_attn.training.optim import make_optimizer
+from bilstm_attn.runtime.devices import make_mesh, shard_rows, replicate
+from bilstm_attn.training.metrics_log import MetricsLog
+from bilstm_attn.training.step import initial_state, make_train_step
 from bilstm_attn.types import Batch
 
 mesh, steps, words = make_mesh(32, 2), 100, 14_000
 size = dict(embedding_size=300, hidden_size=128, layers=1, dense_size=0)
 model = Model(ModelConfig(**size), words)
 optimizer = make_optimizer(OptimConfig(amsgrad=True, l2_penalty=1e-6), steps)
-step = make_train_step(model, OBJECTIVES["cross_entropy"](), optimizer, mesh)
-state = replicate(initial_state(model, optimizer, 0, None), mesh)
-key, log = replicate(jax.random.key(0), mesh), MetricsLog(None, 10 * steps, [])
+objective = OBJECTIVES["cross_entropy"]()
+step = make_train_step(model, objective, optimizer, mesh)
+state = replicate(initial_state(model, objective, optimizer, 0, None), mesh)
+key, log = replicate(jax.random.key(0), mesh), MetricsLog(None, objective, 10 * steps, [])
 for number in range(1, steps + 1):
     tokens = np.random.default_rng(number).integers(1, words, (32, 20), np.int32)
     rows = Batch(tokens, *np.full((3, 32), [[20], [number % 2], [1]], np.int32))
-    state, sums = step(state, shard_rows((rows,), mesh), key)
-    log.add(number, 1, sums)
+    state, terms = step(state, shard_rows((rows,), mesh), key)
+    log.add(number, 1, terms)
 assert len(log.pending()) == steps
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -7,7 +7,7 @@ it.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -27,10 +27,11 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import replicate, shard_rows
 from bilstm_attn.runtime.prng import stream
-from bilstm_attn.training.objectives import Objective, labelled
+from bilstm_attn.training.metrics_log import means_of
+from bilstm_attn.training.objectives import Objective, Term, Terms, labelled
 from bilstm_attn.training.optim import make_optimizer
-from bilstm_attn.training.step import Groups, initial_state, make_train_step, zero_sums
-from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Sums, Tokens, Weights
+from bilstm_attn.training.step import Groups, initial_state, make_train_step
+from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Tokens, Weights
 
 LEAST = 1e-10  # a weight in a logarithm
 
@@ -54,13 +55,19 @@ class Labels(Objective):
 
     guided: bool = False
 
-    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """The loss is minimised."""
+        return {"loss": 1.0, "accuracy": 0.0}
+
+    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Terms:
         """Returns the sums of cross-entropy, of right answers and of weights."""
         imposed = batch.extras.weights.T if self.guided else None
         logits = logits_under(model, params, batch.tokens, batch.length, imposed, keys)
         weight, right = labelled(batch), (logits > 0) == (batch.label == 1)
         loss = (weight * model.task.loss(logits, batch.label)).sum()
-        return Sums(loss, (weight * right).sum(), weight.sum())
+        correct = (weight * right).sum()
+        return {"loss": Term(loss, weight.sum()), "accuracy": Term(correct, weight.sum())}
 
 
 def logits_under(
@@ -88,14 +95,20 @@ class Adversary(Objective):
 
     strength: float
 
-    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Sums:
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """The loss is minimised."""
+        return {"loss": 1.0, "agreement": 0.0}
+
+    def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Terms:
         """Returns the sums of this loss, of answers like the base's, and of weights."""
         own, base = model(params, batch.tokens, batch.length, keys), batch.extras
         change = jnp.abs(jax.nn.sigmoid(own.logits) - jax.nn.sigmoid(base.logits))
         apart = divergence(own.weights, base.weights)
         weight, same = batch.weight, (own.logits > 0) == (base.logits > 0)
         loss = (weight * (change - self.strength * apart)).sum()
-        return Sums(loss, (weight * same).sum(), weight.sum())
+        alike = (weight * same).sum()
+        return {"loss": Term(loss, weight.sum()), "agreement": Term(alike, weight.sum())}
 
 
 def fit(
@@ -134,7 +147,7 @@ def fit(
         make_optimizer(config.optim, steps * epochs),
         optax.masked(optax.set_to_zero(), still),
     )
-    state = initial_state(model, optimizer, config.seed, vectors)
+    state = initial_state(model, objective, optimizer, config.seed, vectors)
     # A copy, since the step uses its arguments up.
     state = state._replace(params=state.params | jax.tree.map(jnp.copy, start or {}))
     state = replicate(state, mesh)
@@ -151,7 +164,7 @@ def fit(
                 # Were many steps under way, devices of a CPU would wait for each other for good.
                 jax.block_until_ready(sums)
                 drawn.advance(plan.size)
-        loss = float(state.sums.loss / state.sums.weight)
+        loss = means_of(objective, jax.device_get(state.terms))["loss"]
         if not np.isfinite(loss):
             raise UserError(
                 f"the loss of a model trained beside the run is not finite in epoch {epoch + 1}; "
@@ -160,7 +173,7 @@ def fit(
         console.print(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
         if select == "last" or loss < least:
             least, chosen = loss, jax.device_get(state.params)
-        state = state._replace(sums=replicate(zero_sums(), mesh))
+        state = state._replace(terms=replicate(objective.zero_terms(), mesh))
     return jax.device_put(chosen)
 
 
