@@ -264,10 +264,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.evaluate import make_step
+from bilstm_attn.inference.evaluate import make_step
 from bilstm_attn.explain.attribution import Lime
-from bilstm_attn.model import Model
-from bilstm_attn.sharding import make_mesh
+from bilstm_attn.nn.model import Model
+from bilstm_attn.runtime.devices import make_mesh
 
 jax.config.update("jax_num_cpu_devices", 2)
 size = dict(embedding_size=2, hidden_size=2, layers=1, attention_size=2, dense_size=0)

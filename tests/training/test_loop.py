@@ -84,14 +84,14 @@ def first_state(name="whole", seed=0):
 
 
 def train_on(devices, seed=0, key=7, batches=None, name="whole", **objective):
-    """Returns the state and the sums of each of some steps."""
+    """Returns the state and the terms of every step."""
     mesh, step = steps_on(devices, name, **objective)
     state = replicate(first_state(name, seed), mesh)
-    sums = []
+    terms = []
     for groups in first_batches(DATA, seed) if batches is None else batches:
         state, of_step = step(state, shard_rows(groups, mesh), jax.random.key(key))
-        sums.append(of_step)
-    return state, jax.device_get(sums)
+        terms.append(of_step)
+    return state, jax.device_get(terms)
 
 
 def first_batches(data, seed=0):
@@ -135,7 +135,7 @@ def assert_devices_agree(devices, **given):
     one, of_one = train_on(1, **given)
     several, of_several = train_on(devices, **given)
     # Sums over devices are added in another order: float32 rounding, through 6 steps.
-    for name in ("params", "sums"):
+    for name in ("params", "terms"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6, rtol=5e-6),
             getattr(one, name),
@@ -211,9 +211,11 @@ def test_loss_and_gradient_are_the_mean_over_real_rows_whatever_the_grouping():
         return value, jax.tree.map(jnp.add, before.params, updates)
 
     value, expected = one_step(before)
-    after, (sums,) = train_on(4, batches=[groups])
-    assert sums.weight == 5
-    assert sums.loss / sums.weight == pytest.approx(float(value), rel=1e-6)
+    after, (terms,) = train_on(4, batches=[groups])
+    assert terms["cross_entropy"].count == 5
+    assert terms["cross_entropy"].sum / terms["cross_entropy"].count == pytest.approx(
+        float(value), rel=1e-6
+    )
     # Adam divides by the gradient's size: where that is 1e-6, its rounding is seen.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after.params, expected)
 
@@ -334,8 +336,8 @@ def test_filler_and_unlabelled_rows_change_nothing():
         group._replace(weight=np.ones_like(group.weight)) for group in other
     )  # filler has label -1
     results = [train_on(4, batches=[given]) for given in (groups, other, unlabelled)]
-    for state, sums in results[1:]:
-        jax.tree.map(np.testing.assert_array_equal, (state, sums), results[0])
+    for state, terms in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, (state, terms), results[0])
 
 
 def test_a_gradient_that_is_not_finite_shows_in_the_loss():
@@ -343,17 +345,20 @@ def test_a_gradient_that_is_not_finite_shows_in_the_loss():
     mesh, step = steps_on(4)
     state = first_state()
     state.params["logit"]["bias"] = jnp.full(1, jnp.inf, jnp.float32)
-    _, sums = step(replicate(state, mesh), shard_rows(groups, mesh), jax.random.key(0))
-    assert not np.isfinite(sums.loss)
+    _, terms = step(replicate(state, mesh), shard_rows(groups, mesh), jax.random.key(0))
+    assert not np.isfinite(terms["cross_entropy"].sum)
 
 
 def test_training_fits_a_rule():
     batches = [
         read_batch(EXAMPLES, plan, DATA) for plan in plan_epoch(EXAMPLES.lengths, DATA, 0, 0)
     ]
-    _, sums = train_on(4, batches=batches * 25)
-    first, last = (sums[:6], sums[-6:])
-    losses = [sum(s.loss for s in some) / sum(s.weight for s in some) for some in (first, last)]
+    _, terms = train_on(4, batches=batches * 25)
+    first, last = (terms[:6], terms[-6:])
+    losses = [
+        np.mean([t["cross_entropy"].sum / t["cross_entropy"].count for t in some])
+        for some in (first, last)
+    ]
     assert losses[1] < 0.6 * losses[0]
 
 
