@@ -141,7 +141,8 @@ def assert_devices_agree(devices, **given):
             getattr(one, name),
             getattr(several, name),
         )
-    np.testing.assert_allclose(of_one, of_several, rtol=1e-5)
+    compare = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(compare, of_one, of_several)
 
 
 @pytest.mark.slow
