@@ -309,8 +309,20 @@ def fields_of(config: Config) -> dict[str, Any]:
     return flat(dataclasses.asdict(config))
 
 
+# Fields of earlier versions, in saved configs and exports, and their names today.
+RENAMED = {
+    "data.validation_reviews": "validation_examples",
+    "data.train_reviews": "train_examples",
+    "model.products": "matmul_precision",
+    "model.recompute_gates": "remat",
+    "train.each_epoch": "eval_split",
+}
+
+
 def from_json(text: str, origin: str) -> Config:
-    """Returns the config that `to_json` wrote; `origin` names it in errors.
+    """Returns the config that `to_json` wrote, in this version or in an earlier one.
+
+    `origin` names the text in errors.
 
     Raises:
       UserError: not JSON, a field this version does not know, or a value out of range.
@@ -327,6 +339,7 @@ def _from_mapping(kind: type, values: Mapping[str, Any], path: str) -> Any:
     hints = get_type_hints(kind)
     given = {}
     for name, value in values.items():
+        name = RENAMED.get(f"{path}{name}", name)
         if name not in hints:
             raise unknown("field", f"{path}{name}", [f"{path}{known}" for known in hints])
         hint = hints[name]

@@ -44,6 +44,8 @@ OTHER = Config(
         bucket_edges=(3, 5, 20),
     ),
     model=ModelConfig(
+        task="other",
+        encoder_options={"width": 3},
         embedding_size=4,
         vectors="vectors.txt",
         hidden_size=3,
@@ -119,6 +121,17 @@ def test_json_differs_when_a_field_does(path):
     assert leaves(OTHER)[path] != leaves(Config())[path]  # else it proves nothing
     changed = replace(Config(), path, leaves(OTHER)[path])
     assert changed.to_json() != Config().to_json()
+
+
+def test_config_saved_before_fields_were_renamed_loads():
+    text = (Path(__file__).parent / "data" / "config-before-renaming.json").read_text()
+    expected = Config(
+        name="old",
+        data=DataConfig(validation_examples=12, train_examples=34),
+        model=ModelConfig(matmul_precision="bfloat16", remat=True),
+        train=TrainConfig(eval_split="validation"),
+    )
+    assert from_json(text, "there") == expected
 
 
 def test_saved_config_with_an_unknown_field_is_of_another_version():

@@ -18,6 +18,8 @@ from bilstm_attn.training.checkpoint import Checkpoints
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.step import TrainState
 
+CHECKPOINT_FORMAT = 2  # one more whenever the train state or the record has another structure
+
 
 class SeedReplica:
     """One seed's part of a training: what it reads, where it writes, what it has reached."""
@@ -72,9 +74,14 @@ class SeedReplica:
         return plan_epoch(self.training.lengths, self.config.data, self.config.seed, epoch)
 
     def record(self, pending: list[Any], seconds: float) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the state."""
-        config, metrics = self.config.to_json(), self.run.logged
-        return {"config": config, "metrics": metrics, "pending": pending, "seconds": seconds}
+        """Returns the part of a checkpoint that is plain JSON."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.config.to_json(),
+            "metrics": self.run.logged,
+            "pending": pending,
+            "seconds": seconds,
+        }
 
     def restore(
         self, like: TrainState, console: Console, at_most: int | None = None
@@ -86,12 +93,12 @@ class SeedReplica:
         """
 
         def accept(record: dict[str, Any]) -> None:
-            config = from_json(record["config"], f"a checkpoint in {self.checkpoints.folder}")
-            if "metrics" not in record:
+            if record.get("format") != CHECKPOINT_FORMAT:
                 raise UserError(
                     f"{self.checkpoints.folder} holds checkpoints of another version; use the "
                     "version of bilstm_attn that wrote them, or give --name"
                 )
+            config = from_json(record["config"], f"a checkpoint in {self.checkpoints.folder}")
             if differing := differences(config, self.config):
                 raise UserError(
                     f"{self.checkpoints.folder} holds checkpoints of another config "

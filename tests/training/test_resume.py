@@ -11,7 +11,7 @@ from tiny_run import error_of, flip, full_disk, tiny_run, train
 
 from bilstm_attn.inference.exported import load_model
 from bilstm_attn.runtime.files import tree_sha256
-from bilstm_attn.training import checkpoint, loop
+from bilstm_attn.training import checkpoint, loop, seed_replica
 from bilstm_attn.training.run_dir import RunDir
 
 # Interrupted and continued
@@ -245,3 +245,11 @@ def test_learning_rate_far_too_high_exports_no_epoch_and_says_the_step(empty):
     run = tiny_run(empty, "far")
     assert not run.model.exists()
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_checkpoint_of_an_earlier_format_is_refused_in_one_line(empty):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed_replica, "CHECKPOINT_FORMAT", 1)
+        assert train(empty, "--name", "tiny") == 0
+    message = error_of(train, empty, "--name", "tiny", "--resume")
+    assert "holds checkpoints of another version; use the version of bilstm_attn" in message
