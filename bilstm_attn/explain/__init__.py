@@ -1,1 +1,1 @@
-"""Attributions, how far to believe them, and pictures of them."""
+"""Attributions: computing them, measuring their faithfulness, rendering them."""

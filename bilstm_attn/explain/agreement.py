@@ -1,50 +1,50 @@
-"""How far two attributions of a review agree."""
+"""Rank agreement of two attributions of the same texts."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau
 
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 
 
 class Agreement(NamedTuple):
-    """Kendall's tau of some reviews, each over its own tokens.
+    """Kendall's tau per example, over the example's own tokens.
 
-    Not a number for one token, nor for weights that are all alike.
+    NaN for one token, and where all weights of an example are equal.
     """
 
     taus: np.ndarray  # float64[n]
     p_values: np.ndarray
 
     @property
-    def _found(self) -> np.ndarray:
+    def _finite(self) -> np.ndarray:
         return self.taus[~np.isnan(self.taus)]
 
     @property
     def mean(self) -> float:
-        """The mean tau."""
-        return float(self._found.mean()) if self._found.size else np.nan
+        """The mean tau over examples where it is defined."""
+        return float(self._finite.mean()) if self._finite.size else np.nan
 
     @property
     def spread(self) -> float:
-        """The standard deviation over reviews."""
-        return float(self._found.std()) if self._found.size else np.nan
+        """The standard deviation of tau over examples where it is defined."""
+        return float(self._finite.std()) if self._finite.size else np.nan
 
     @property
     def significant(self) -> float:
-        """The share of reviews with a p-value of at most 0.05."""
-        return float((self.p_values <= SIGNIFICANT).mean())
+        """The fraction of examples with a p-value of at most 0.05."""
+        return float((self.p_values <= SIGNIFICANCE_LEVEL).mean())
 
 
-def kendall(ones: np.ndarray, others: np.ndarray, lengths: np.ndarray) -> Agreement:
-    """Returns the tau-b and its p-value between two weights a token `[n t]`, for each review.
+def kendall(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> Agreement:
+    """Returns tau-b and its p-value between two sets of token weights `[n t]`, per example.
 
-    Kendall, 1945; SciPy's default p-value.
+    Kendall, 1945; p-values as SciPy computes them by default.
     """
-    found = [
-        kendalltau(one[:length], other[:length]) if length > 1 else (np.nan, np.nan)
-        for one, other, length in zip(ones, others, lengths, strict=True)
+    results = [
+        kendalltau(a[:length], b[:length]) if length > 1 else (np.nan, np.nan)
+        for a, b, length in zip(first, second, lengths, strict=True)
     ]
-    taus, p_values = np.array(found, np.float64).reshape(-1, 2).T
+    taus, p_values = np.array(results, np.float64).reshape(-1, 2).T
     return Agreement(taus, p_values)

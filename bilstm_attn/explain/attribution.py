@@ -1,4 +1,4 @@
-"""A weight for every token: how much it had to do with the answer.
+"""Attributions: one weight per token, its contribution to the prediction.
 
 A new attribution is one class and one line in `ATTRIBUTIONS`.
 """
@@ -15,47 +15,44 @@ from jax import lax
 from jax.scipy.linalg import solve
 from jaxtyping import Array, Bool, Float, Int
 
-from bilstm_attn.explain.deletion import logits_without, own_tokens
+from bilstm_attn.explain.deletion import logits_without, token_mask
 from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
 from bilstm_attn.runtime.prng import draw_per_token
 from bilstm_attn.types import Inputs, Keys, Lengths, Logits, Params, Tokens
 
-Attributed = Float[Array, "b t"]
+TokenWeights = Float[Array, "b t"]
 
 
 class Attribution(abc.ABC):
-    """A pure function from model, parameters and reviews to a weight a token.
+    """A pure function from model, parameters and a batch of texts to one weight per token.
 
     Entries are frozen dataclasses; their fields are their options.
     """
 
     signed: ClassVar[bool]
-    """Whether a weight's sign says which answer the token speaks for: above 0 for positive."""
+    """Whether weights have a sign: the sign of the token's contribution to the logit."""
 
     @abc.abstractmethod
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
-        """Returns a weight for every token `[b t]`, 0 at padding.
+    ) -> TokenWeights:
+        """Returns one weight per token `[b t]`, 0 at padding.
 
-        `keys`, one a review, are all the chance there is, so that a review's weights depend on no
-        other review.
+        `keys`, one per example, are the only source of randomness, so an example's weights do not
+        depend on the rest of the batch.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWeights(Attribution):
-    """`alpha[t]`, what the model attended to.
-
-    A model whose pooling uses no attention has weights of 0.
-    """
+    """`alpha[t]`, the model's attention weights; all 0 if its pooling uses no attention."""
 
     signed = False
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
+    ) -> TokenWeights:
         """Returns the attention weights `[b t]`."""
         del keys
         weights = model(params, tokens, lengths).weights
@@ -65,7 +62,10 @@ class AttentionWeights(Attribution):
 def gradient_of_logit(
     model: Model, params: Params, inputs: Inputs, lengths: Lengths, through_attention: bool = True
 ) -> Inputs:
-    """Returns `d logit / d inputs` `[t b e]`, each review's of its own logit."""
+    """Returns `d logit / d inputs` `[t b e]`, for each example the gradient of its own logit.
+
+    Without `through_attention` the attention weights are held constant.
+    """
 
     def total(inputs: Inputs) -> Float[Array, ""]:
         states, last = model.encode(params, inputs, lengths)
@@ -79,14 +79,14 @@ def gradient_of_logit(
 
 @dataclasses.dataclass(frozen=True)
 class Gradient(Attribution):
-    """`|d logit / d x[t]|`, the length of the vector. Simonyan et al., 2014, arXiv:1312.6034."""
+    """`|d logit / d x[t]|`, the Euclidean norm. Simonyan et al., 2014, arXiv:1312.6034."""
 
     signed = False
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
-        """Returns the gradients' lengths `[b t]`."""
+    ) -> TokenWeights:
+        """Returns the norms of the gradients `[b t]`."""
         del keys
         gradient = gradient_of_logit(model, params, model.embed(params, tokens), lengths)
         return jnp.linalg.norm(gradient, axis=-1).T
@@ -97,14 +97,14 @@ class GradientTimesInput(Attribution):
     """`x[t] . d logit / d x[t]`. Denil et al., 2014, arXiv:1412.6815."""
 
     through_attention: bool = True
-    """Whether the attention weights move with the inputs; they stay in Jain and Wallace, 2019."""
+    """Whether to differentiate through the attention weights; Jain and Wallace, 2019, do not."""
 
     signed = True
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
-        """Returns the products `[b t]`."""
+    ) -> TokenWeights:
+        """Returns the dot products `[b t]`."""
         del keys
         inputs = model.embed(params, tokens)
         gradient = gradient_of_logit(model, params, inputs, lengths, self.through_attention)
@@ -113,69 +113,70 @@ class GradientTimesInput(Attribution):
 
 @dataclasses.dataclass(frozen=True)
 class IntegratedGradients(Attribution):
-    """`x[t] . integral_0^1 (d logit / d x[t])(a x) da`, from vectors of zero to the review's.
+    """`x[t] . integral_0^1 (d logit / d x[t])(a x) da`, with a baseline of zero vectors.
 
-    Sundararajan et al., 2017, arXiv:1703.01365, eq. 1, by Gauss and Legendre's rule. They add up to
-    `logit(x) - logit(0)`, which `completeness_error` checks.
+    Sundararajan et al., 2017, arXiv:1703.01365, eq. 1, by Gauss-Legendre quadrature. The weights
+    sum to `logit(x) - logit(0)`, up to `completeness_error`.
     """
 
     points: int = 32
-    """Positions at which the gradient is taken."""
+    """Number of quadrature nodes."""
 
     signed = True
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
+    ) -> TokenWeights:
         """Returns the integrals `[b t]`."""
         del keys
         inputs = model.embed(params, tokens)
-        places, parts = np.polynomial.legendre.leggauss(self.points)
+        nodes, node_weights = np.polynomial.legendre.leggauss(self.points)  # on [-1, 1]
 
-        def add(total: Inputs, at: tuple[Array, Array]) -> tuple[Inputs, None]:
-            place, part = at
-            return total + part * gradient_of_logit(model, params, place * inputs, lengths), None
+        def add(total: Inputs, node_and_weight: tuple[Array, Array]) -> tuple[Inputs, None]:
+            node, node_weight = node_and_weight
+            gradient = gradient_of_logit(model, params, node * inputs, lengths)
+            return total + node_weight * gradient, None
 
-        along = jnp.float32((places + 1) / 2), jnp.float32(parts / 2)
-        mean, _ = lax.scan(add, jnp.zeros_like(inputs), along)
+        quadrature = jnp.float32((nodes + 1) / 2), jnp.float32(node_weights / 2)
+        mean, _ = lax.scan(add, jnp.zeros_like(inputs), quadrature)
         return (inputs * mean).sum(axis=-1).T
 
 
 def completeness_error(
-    model: Model, params: Params, tokens: Tokens, lengths: Lengths, weights: Attributed
+    model: Model, params: Params, tokens: Tokens, lengths: Lengths, weights: TokenWeights
 ) -> Logits:
-    """Returns how far the weights' sum is from `logit(x) - logit(0)`, a review, not negative."""
+    """Returns `|sum_t weights[t] - (logit(x) - logit(0))|`, per example."""
     inputs = model.embed(params, tokens)
-    given, none = (model.classify(params, x, lengths).logits for x in (inputs, 0 * inputs))
-    return jnp.abs(weights.sum(axis=1) - (given - none))
+    logits, baseline = (model.classify(params, x, lengths).logits for x in (inputs, 0 * inputs))
+    return jnp.abs(weights.sum(axis=1) - (logits - baseline))
 
 
 @dataclasses.dataclass(frozen=True)
 class SmoothGrad(Attribution):
-    """`|mean over n of (d logit / d x[t])(x + n)|`, n normal noise.
+    """`|mean over n of (d logit / d x[t])(x + n)|`, with normal noise n.
 
     Smilkov et al., 2017, arXiv:1706.03825.
     """
 
     samples: int = 20
-    """Draws of noise."""
+    """Number of noise samples."""
     noise: float = 0.15
-    """Its standard deviation, as a share of the span of the review's numbers."""
+    """Standard deviation of the noise, as a fraction of the range of the example's inputs."""
 
     signed = False
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
-        """Returns the lengths of the mean gradients `[b t]`."""
+    ) -> TokenWeights:
+        """Returns the norms of the mean gradients `[b t]`."""
         inputs = model.embed(params, tokens)
-        own = own_tokens(lengths, tokens.shape[1]).T[..., None]
-        top = jnp.where(own, inputs, -jnp.inf).max(axis=(0, 2))
-        least = jnp.where(own, inputs, jnp.inf).min(axis=(0, 2))
-        size = jnp.where(lengths > 0, self.noise * (top - least), 0)[None, :, None]
+        mask = token_mask(lengths, tokens.shape[1]).T[..., None]
+        highest = jnp.where(mask, inputs, -jnp.inf).max(axis=(0, 2))
+        lowest = jnp.where(mask, inputs, jnp.inf).min(axis=(0, 2))
+        scale = jnp.where(lengths > 0, self.noise * (highest - lowest), 0)[None, :, None]
 
         def add(total: Inputs, number: Int[Array, ""]) -> tuple[Inputs, None]:
-            noise = size * draw_per_token(keys, len(inputs), draw, number).transpose(1, 0, 2)
+            noise = scale * draw_per_token(keys, len(inputs), draw, number).transpose(1, 0, 2)
             return total + gradient_of_logit(model, params, inputs + noise, lengths), None
 
         draw = partial(jax.random.normal, shape=inputs.shape[2:])
@@ -185,116 +186,117 @@ class SmoothGrad(Attribution):
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Attribution):
-    """`logit(x) - logit(x without token t)`: the word is deleted, as by hand, of those read.
+    """`logit(x) - logit(x without token t)`.
 
-    Li et al., 2016, arXiv:1612.08220, eq. 1, who replace a word's vector by zero. Deviation:
-    the word goes, as in Jain and Wallace, 2019.
+    Li et al., 2016, arXiv:1612.08220, eq. 1. Deviation: the token is deleted from the text, as in
+    Jain and Wallace, 2019, where they replace its vector by zero.
     """
 
     at_once: int = 4
-    """Words of every review, each left out of a copy, that one pass of the model answers."""
+    """Number of deletions per example that are evaluated in one pass of the model."""
 
     signed = True
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
+    ) -> TokenWeights:
         """Returns the differences `[b t]`."""
         del keys
-        reviews, steps = tokens.shape
-        copies = jnp.tile(jnp.arange(reviews), self.at_once)
-        answer = model.make_reencoder(params, tokens[copies])
-        given = model(params, tokens, lengths).logits
-        everywhere = jnp.broadcast_to(jnp.arange(steps)[:, None], (steps, len(copies)))
-        number = jnp.repeat(jnp.arange(self.at_once), reviews)  # of each copy
+        rows, steps = tokens.shape
+        copies = jnp.tile(jnp.arange(rows), self.at_once)
+        reencode = model.make_reencoder(params, tokens[copies])
+        logits = model(params, tokens, lengths).logits
+        time = jnp.broadcast_to(jnp.arange(steps)[:, None], (steps, len(copies)))
+        copy_number = jnp.repeat(jnp.arange(self.at_once), rows)
 
-        def leave_out(turn: Array, logits: Float[Array, "t b"]) -> Float[Array, "t b"]:
-            # Those after it move one place down. A review that is shorter already has no such word.
-            at = turn * self.at_once + number
-            places = jnp.minimum(everywhere + (everywhere >= at[None]), steps - 1)
-            left = jnp.where(at < lengths[copies], lengths[copies] - 1, 0)
-            found = answer(places, left).logits.reshape(self.at_once, reviews)
-            return lax.dynamic_update_slice(logits, found, (turn * self.at_once, 0))
+        def leave_out(turn: Array, without: Float[Array, "t b"]) -> Float[Array, "t b"]:
+            # Later tokens move one position down. Examples without a token at t get length 0.
+            deleted = turn * self.at_once + copy_number
+            positions = jnp.minimum(time + (time >= deleted[None]), steps - 1)
+            new_lengths = jnp.where(deleted < lengths[copies], lengths[copies] - 1, 0)
+            new_logits = reencode(positions, new_lengths).logits.reshape(self.at_once, rows)
+            return lax.dynamic_update_slice(without, new_logits, (turn * self.at_once, 0))
 
-        # Not beyond the longest review: each turn is a whole pass of the model.
+        # Stops at the longest example, since each turn is a whole pass of the model.
         turns = -(-lengths.max(initial=0) // self.at_once)
-        whole = -(-steps // self.at_once) * self.at_once
-        without = lax.fori_loop(0, turns, leave_out, jnp.zeros((whole, reviews), given.dtype))
-        own = own_tokens(lengths, steps)
-        return jnp.where(own, given[:, None] - without[:steps].T, 0)
+        padded_steps = -(-steps // self.at_once) * self.at_once
+        zeros = jnp.zeros((padded_steps, rows), logits.dtype)
+        without = lax.fori_loop(0, turns, leave_out, zeros)
+        return jnp.where(token_mask(lengths, steps), logits[:, None] - without[:steps].T, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lime(Attribution):
-    """Coefficients of a linear model, fitted to the logits of copies with words deleted at random.
+    """Coefficients of a linear model of the logit, fitted to copies with words randomly deleted.
 
-    Ribeiro et al., 2016, arXiv:1602.04938, section 3.4: least squares weighted by
-    `exp(-distance^2 / width^2)`, with a ridge; distance is one less the cosine between the words
-    kept and all of them. As in the authors' code, so many words as a draw says are deleted, any of
-    them. Deviation: each place of a word is a feature of its own; all are kept in the fit. Their
-    code takes the root of this kernel: its default is a `width` of 0.25 √2 here.
+    Ribeiro et al., 2016, arXiv:1602.04938, section 3.4: ridge regression, with samples weighted by
+    `exp(-distance^2 / width^2)`; distance is one minus the cosine similarity between the indicators
+    of the kept words and of all words. As in the authors' code, the number of deleted words is
+    drawn uniformly, then the words. Deviation: every token position is its own feature, and there
+    is no feature selection. The authors' code takes the square root of this kernel, so its default
+    corresponds to a `width` of 0.25 √2.
     """
 
     samples: int = 256
-    """Copies of a review."""
+    """Number of perturbed copies per example."""
     width: float = 0.25
-    """Of the kernel."""
+    """Width of the proximity kernel."""
     ridge: float = 1.0
-    """Penalty on squared coefficients; the intercept has none."""
+    """Penalty on the squared coefficients; the intercept is not penalised."""
 
     signed = True
 
     def copies(self, tokens: Tokens, lengths: Lengths, keys: Keys) -> Bool[Array, "k b t"]:
-        """Returns what is kept in each copy; the first is the review itself."""
-        own, most = own_tokens(lengths, tokens.shape[1]), jnp.maximum(lengths, 1) + 1
-        deleted = jax.vmap(lambda key, most: jax.random.randint(key, (self.samples,), 1, most))
-        lots = draw_per_token(keys, len(own[0]), partial(jax.random.uniform, shape=(self.samples,)))
-        lots = jnp.where(own[..., None], lots, 2.0)
-        rank = jnp.argsort(jnp.argsort(lots, axis=1), axis=1)
-        keeps = (rank >= deleted(keys, most)[:, None]) & own[..., None]
-        return keeps.transpose(2, 0, 1).at[0].set(own)
+        """Returns the kept tokens of each copy; the first copy is the unchanged example."""
+        mask, upper = token_mask(lengths, tokens.shape[1]), jnp.maximum(lengths, 1) + 1
+        deleted = jax.vmap(lambda key, upper: jax.random.randint(key, (self.samples,), 1, upper))
+        draw = partial(jax.random.uniform, shape=(self.samples,))
+        uniform = draw_per_token(keys, len(mask[0]), draw)
+        uniform = jnp.where(mask[..., None], uniform, 2.0)
+        rank = jnp.argsort(jnp.argsort(uniform, axis=1), axis=1)
+        keeps = (rank >= deleted(keys, upper)[:, None]) & mask[..., None]
+        return keeps.transpose(2, 0, 1).at[0].set(mask)
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
+    ) -> TokenWeights:
         """Returns the coefficients `[b t]`."""
         keeps = self.copies(tokens, lengths, keys)
         logits = logits_without(model, params, tokens, lengths, keeps)
 
         def fit(
-            review: tuple[Float[Array, "k t"], Float[Array, " k"], Int[Array, ""]],
+            example: tuple[Float[Array, "k t"], Float[Array, " k"], Int[Array, ""]],
         ) -> Float[Array, " t"]:
-            keep, logits, length = review
-            # The cosine of two vectors of ones and zeros, of which one is all ones.
+            keep, logits, length = example
+            # Cosine similarity of a vector of zeros and ones with a vector of ones.
             distance = 1 - jnp.sqrt(keep.sum(axis=1) / jnp.maximum(length, 1))
-            near = jnp.exp(-((distance / self.width) ** 2))
-            share = near / near.sum()
-            features = (keep - (share @ keep)[None]) * jnp.sqrt(near)[:, None]
-            target = (logits - share @ logits) * jnp.sqrt(near)
-            # The dual form: a long review has more words than copies.
+            proximity = jnp.exp(-((distance / self.width) ** 2))
+            normalised = proximity / proximity.sum()
+            features = (keep - (normalised @ keep)[None]) * jnp.sqrt(proximity)[:, None]
+            target = (logits - normalised @ logits) * jnp.sqrt(proximity)
+            # The dual form, since a long text has more words than there are copies.
             gram = features @ features.T + self.ridge * jnp.eye(self.samples)
             return features.T @ solve(gram, target, assume_a="pos")
 
-        # Not vmap: batched solving on two host devices waits forever in XLA (jaxlib 0.10).
+        # Not vmap: batched solves on two host devices deadlock in XLA (jaxlib 0.10).
         features = keeps.transpose(1, 0, 2).astype(jnp.float32)
-        fitted = lax.map(fit, (features, logits.T, lengths))
-        return jnp.where(own_tokens(lengths, tokens.shape[1]), fitted, 0)
+        coefficients = lax.map(fit, (features, logits.T, lengths))
+        return jnp.where(token_mask(lengths, tokens.shape[1]), coefficients, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Random(Attribution):
-    """Uniform between 0 and 1: the floor of any measure."""
+    """Uniform between 0 and 1: the baseline that every faithfulness measure should beat."""
 
     signed = False
 
     def __call__(
         self, model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> Attributed:
-        """Returns the draws `[b t]`; a token's depends on its place, not on the padding."""
+    ) -> TokenWeights:
+        """Returns random weights `[b t]` that depend on key and position, not on the padding."""
         del model, params
-
         draws = draw_per_token(keys, tokens.shape[1], jax.random.uniform)
-        return jnp.where(own_tokens(lengths, tokens.shape[1]), draws, 0)
+        return jnp.where(token_mask(lengths, tokens.shape[1]), draws, 0)
 
 
 ATTRIBUTIONS: dict[str, type[Attribution]] = {

@@ -1,4 +1,4 @@
-"""The model's answer to a review of which some tokens were deleted, as by hand."""
+"""The model's logits when some of a text's tokens are deleted."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,20 +8,17 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.recurrence import length_mask
 from bilstm_attn.types import Lengths, Logits, Params, Positions, Tokens
 
-Keep = Bool[Array, "b t"]  # true at the tokens that stay; what it says of padding does not matter
+Keep = Bool[Array, "b t"]  # true at the tokens that are kept; values at padding are ignored
 
 
-def own_tokens(lengths: Lengths, steps: int) -> Keep:
-    """Returns where a review's own tokens are among `steps`."""
+def token_mask(lengths: Lengths, steps: int) -> Keep:
+    """Returns the mask of each example's own tokens, batch-major `[b t]`."""
     return length_mask(lengths, steps).T
 
 
 def compact(lengths: Lengths, keep: Keep) -> tuple[Positions, Lengths]:
-    """Returns which tokens stand where without those that `keep` leaves out, and how many do.
-
-    The others move together.
-    """
-    keep = keep & own_tokens(lengths, keep.shape[1])
+    """Compacts the kept tokens to the front: returns their positions and the new lengths."""
+    keep = keep & token_mask(lengths, keep.shape[1])
     order = jnp.argsort(~keep, axis=1, stable=True)
     return order.T, keep.sum(axis=1, dtype=lengths.dtype)
 
@@ -29,11 +26,10 @@ def compact(lengths: Lengths, keep: Keep) -> tuple[Positions, Lengths]:
 def logits_without(
     model: Model, params: Params, tokens: Tokens, lengths: Lengths, keeps: Bool[Array, "k b t"]
 ) -> Float[Array, "k b"]:
-    """Returns the logits of every review with each of `k` choices of tokens."""
-
-    answer = model.make_reencoder(params, tokens)
+    """Returns the logits of every example for each of `k` subsets of its tokens."""
+    reencode = model.make_reencoder(params, tokens)
 
     def logits_of(keep: Keep) -> Logits:
-        return answer(*compact(lengths, keep)).logits
+        return reencode(*compact(lengths, keep)).logits
 
     return lax.map(logits_of, keeps)

@@ -1,22 +1,23 @@
-"""What `scripts/explain.py` does: from a run and its words to a page, a picture or lines."""
+"""The explain command: from a run and its texts to a page, a picture, JSON or shaded lines."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from bilstm_attn.config import BackendChoice, require, require_seed
+from bilstm_attn.config import require
 from bilstm_attn.data.sources import DATASETS
-from bilstm_attn.data.splits import Examples, split_examples
-from bilstm_attn.data.token_cache import DataLocations, TokenCache, prepare_tokens
+from bilstm_attn.data.splits import split_examples
+from bilstm_attn.data.token_cache import TokenCache, prepare_tokens
 from bilstm_attn.data.tokenisers import tokenise
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import ATTRIBUTIONS, Attribution
-from bilstm_attn.explain.explained import FEWEST_AT_ONCE, LABELS, Explained, explain
+from bilstm_attn.explain.explain_options import ExplainOptions
+from bilstm_attn.explain.explanation import SMALL_BATCH_SIZE, Explainer, Explanation
 from bilstm_attn.explain.html import as_json, make_page
-from bilstm_attn.explain.image import draw_reviews
+from bilstm_attn.explain.image import draw_texts
 from bilstm_attn.explain.text_shading import shade_words
 from bilstm_attn.inference.exported import Exported, load_model
 from bilstm_attn.inference.predict import read_text
@@ -31,99 +32,55 @@ from bilstm_attn.runtime.files import write_atomically
 from bilstm_attn.runtime.prng import numpy_generator
 from bilstm_attn.training.run_dir import RunDir
 
-Format = Literal["html", "terminal", "png", "json"]
-SHOWN = ("attention", "gradient_x_input", "integrated_gradients", "leave_one_out")
-MOST_IN_A_PICTURE = 10
+DEFAULT_ATTRIBUTIONS = ("attention", "gradient_x_input", "integrated_gradients", "leave_one_out")
+TOP_WORDS = 5  # listed per attribution in the terminal
 
 
-class Chosen(NamedTuple):
-    """Texts to explain."""
+class SelectedTexts(NamedTuple):
+    """The texts to explain."""
 
     texts: list[str]
-    labels: list[int]  # 1 positive, 0 negative, -1 unknown
+    labels: list[int]  # -1 is unknown
     names: list[str]
-    about: str
+    description: str
 
 
-def run_explanation(
-    run_or_model: Path,
-    *,
-    text: str | None,
-    split: str,
-    limit: int,
-    seed: int,
-    attributions: Sequence[str],
-    format: Format,
-    out: Path | None,
-    locations: DataLocations,
-    devices: int | None,
-    backend: BackendChoice,
-) -> int:
-    """Explains a text, or reviews of a split drawn by seed; returns the exit status.
+def run_explanation(options: ExplainOptions) -> int:
+    """Explains a text, or examples drawn from a split; returns the exit status.
 
     Raises:
-      UserError: a mistake in the arguments, the run or the data; says what to do.
+      UserError: a mistake in the options, the run or the data; says what to do.
     """
-    require(limit > 0, f"--limit must be above 0, got {limit}")
-    require_seed(seed)
-    console, run = Console(), RunDir(run_or_model)
-    exported = load_model(run_or_model if run_or_model.is_file() else run.exported())
-    wanted, note = choose_attributions(attributions, exported)
-    reviews = 1 if text is not None else limit
-    require(
-        format != "terminal" or out is None, "--format terminal writes no file; leave out --out"
-    )
-    require(
-        format != "png" or reviews <= MOST_IN_A_PICTURE,
-        f"--format png draws {MOST_IN_A_PICTURE} reviews at most, got --limit {reviews}; lower "
-        "it, or give --format html",
-    )
-    mesh = make_mesh(FEWEST_AT_ONCE, devices)
+    options.check()
+    console, run = Console(), RunDir(options.run)
+    exported = load_model(options.run if options.run.is_file() else run.exported())
+    attributions, note = choose_attributions(options.attributions, exported)
+    mesh = make_mesh(SMALL_BATCH_SIZE, options.devices)
     enable_compile_cache(console.print)
-    model = Model(
-        exported.config.model,
-        exported.vocabulary.size,
-        choose_backend(backend, exported.config, console.print),
-    )
-    if text is not None:
-        read_text(text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
-        chosen = Chosen([text], [-1], ["from the command line"], f"One text, given {run_or_model}.")
-    else:
-        chosen = draw_reviews_of(split, limit, seed, exported, locations, console)
-    explained = explain(
-        exported,
-        model,
-        chosen.texts,
-        chosen.labels,
-        wanted,
-        mesh,
-        lambda name, total: console.bar(name, total, 0),
-    )
-    about = chosen.about
-    if text is None and min(chosen.labels) >= 0:
-        right = np.mean([one.answer == LABELS[one.label] for one in explained])
-        about += f" The model is right about {percent(float(right))} of them."
-    about += f" Model: {exported.config.name}, seed {exported.config.seed}."
-    errors = [one.completeness_error for one in explained if one.completeness_error is not None]
-    if errors:
-        worst = f"{max(errors):.2g} in the worst review"
-        about += f" Integrated gradients add up to the logit's change to within {worst}."
+    backend = choose_backend(options.backend, exported.config, console.print)
+    model = Model(exported.config.model, exported.vocabulary.size, backend)
+    selected = select_texts(options, exported, console)
+    explainer = Explainer(exported, model, mesh, lambda name, total: console.bar(name, total, 0))
+    explanations = explainer(selected.texts, selected.labels, attributions)
+    about = describe(selected.description, explanations, exported)
     console.print(" ".join(filter(None, [about, note])))
-    if format == "terminal":
-        for one, name in zip(explained, chosen.names, strict=True):
-            show_review(one, name, wanted, console)
-    elif format == "json":
+    names = selected.names
+    if options.format == "terminal":
+        for name, explanation in zip(names, explanations, strict=True):
+            print_explanation(explanation, name, attributions, console)
+    elif options.format == "json":
         lines = [
-            json.dumps({"name": name} | as_json(one))
-            for one, name in zip(explained, chosen.names, strict=True)
+            json.dumps({"name": name} | as_json(explanation))
+            for name, explanation in zip(names, explanations, strict=True)
         ]
-        _write(out, run.folder / "explanations.jsonl", "\n".join(lines).encode() + b"\n", console)
-    elif format == "png":
-        picture = draw_reviews(explained, chosen.names, wanted)
-        _write(out, run.folder / "explanations.png", picture, console)
+        data = "\n".join(lines).encode() + b"\n"
+        _write(options.out, run.folder / "explanations.jsonl", data, console)
+    elif options.format == "png":
+        data = draw_texts(explanations, names, attributions)
+        _write(options.out, run.folder / "explanations.png", data, console)
     else:
-        page = make_page(explained, chosen.names, wanted, about=about, note=note)
-        _write(out, run.folder / "explanations.html", page.encode(), console)
+        page = make_page(explanations, names, attributions, about=about, note=note)
+        _write(options.out, run.folder / "explanations.html", page.encode(), console)
     return 0
 
 
@@ -133,13 +90,30 @@ def _write(out: Path | None, default: Path, data: bytes, console: Console) -> No
     console.print(f"wrote {path} ({len(data) / 2**10:,.0f} KiB)")
 
 
+def describe(description: str, explanations: Sequence[Explanation], exported: Exported) -> str:
+    """Returns the line above the explanations: texts, accuracy, model, completeness error."""
+    text = description
+    if all(explanation.label >= 0 for explanation in explanations):
+        correct = np.mean([each.predicted == each.label for each in explanations])
+        text += f" Accuracy on them: {percent(float(correct))}."
+    text += f" Model: {exported.config.name}, seed {exported.config.seed}."
+    errors = [
+        explanation.completeness_error
+        for explanation in explanations
+        if explanation.completeness_error is not None
+    ]
+    if errors:
+        text += f" Largest completeness error of integrated gradients: {max(errors):.2g}."
+    return text
+
+
 def choose_attributions(
     names: Sequence[str], exported: Exported
 ) -> tuple[dict[str, Attribution], str]:
-    """Returns the named attributions, or those that a page shows; and what is to be said of them.
+    """Returns the named attributions, or the default ones, and a note for models without attention.
 
     Raises:
-      UserError: there is no such attribution, or the model has no attention to show.
+      UserError: there is no such attribution, or the model has no attention.
     """
     pooling = exported.config.model.pooling
     has_attention, note = POOLINGS[pooling].uses_attention, ""
@@ -150,86 +124,91 @@ def choose_attributions(
             f"{', '.join(sorted(set(ATTRIBUTIONS) - {'attention'}))}",
         )
         note = f"This model has no attention: its pooling is {pooling}."
-    shown = names or [name for name in SHOWN if has_attention or name != "attention"]
-    return {name: look_up("attribution", ATTRIBUTIONS, name)() for name in shown}, note
+    chosen = names or [
+        name for name in DEFAULT_ATTRIBUTIONS if has_attention or name != "attention"
+    ]
+    return {name: look_up("attribution", ATTRIBUTIONS, name)() for name in chosen}, note
 
 
-def draw_reviews_of(
-    split: str,
-    limit: int,
-    seed: int,
-    exported: Exported,
-    locations: DataLocations,
-    console: Console,
-) -> Chosen:
-    """Returns `limit` reviews of a split, or all if there are no more, in their order there.
+def select_texts(options: ExplainOptions, exported: Exported, console: Console) -> SelectedTexts:
+    """Returns the text of the options, or examples drawn from a split.
 
     Raises:
-      UserError: there is no such split, or its texts cannot be had.
+      UserError: the model cannot read the text, there is no such split, or its texts are missing.
+    """
+    if options.text is None:
+        return draw_examples(options, exported, console)
+    read_text(options.text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
+    description = f"One text, given on the command line to {options.run}."
+    return SelectedTexts([options.text], [-1], ["from the command line"], description)
+
+
+def draw_examples(options: ExplainOptions, exported: Exported, console: Console) -> SelectedTexts:
+    """Returns at most `options.limit` random examples of a split, in the split's order.
+
+    Raises:
+      UserError: there is no such split, or its texts are missing.
     """
     config = exported.config
-    tokens = prepare_tokens(config.data.dataset, locations, console)
+    dataset = config.data.dataset
+    tokens = prepare_tokens(dataset, options.locations, console)
+    split = options.split or ("test" if "test" in tokens.splits else "validation")
     examples = split_examples(tokens, split, exported.vocabulary, config)
-    order = numpy_generator(seed, "explain").permutation(examples.size)
-    drawn = np.sort(order[:limit])
-    texts = texts_of(tokens, split, examples, drawn, config.data.dataset, locations)
-    rows, labels = examples.rows[drawn].tolist(), examples.labels[drawn].tolist()
-    return Chosen(
-        texts,
+    order = numpy_generator(options.seed, "explain").permutation(examples.size)
+    chosen = np.sort(order[: options.limit])
+    rows, labels = examples.rows[chosen].tolist(), examples.labels[chosen].tolist()
+    return SelectedTexts(
+        read_texts(tokens, split, rows, dataset, options),
         labels,
         [f"{row} of {split}" for row in rows],
-        f"{len(rows)} reviews of {config.data.dataset}'s {split} split, drawn with seed {seed}.",
+        f"{len(rows)} examples of {dataset}'s {split} split, drawn with seed {options.seed}.",
     )
 
 
-def texts_of(
-    tokens: TokenCache,
-    split: str,
-    examples: Examples,
-    drawn: np.ndarray,
-    dataset: str,
-    locations: DataLocations,
+def read_texts(
+    tokens: TokenCache, split: str, rows: Sequence[int], dataset: str, options: ExplainOptions
 ) -> list[str]:
-    """Returns the texts of examples, from where the token cache has its words.
+    """Returns the texts of some rows of a split, from the source of the token cache.
 
     Raises:
-      UserError: the source is not to be had here, or holds other texts.
+      UserError: the source is missing, or its texts differ from the token cache.
     """
-    part = "train" if split == "validation" else split
-    source = DATASETS[dataset](locations.data_dir, locations.archive)
-    wanted = dict.fromkeys(examples.rows[drawn].tolist(), "")
-    for row, (text, _) in enumerate(source.read(part)):
-        if row in wanted:
-            wanted[row] = text
-    counts = tokens.split(part).counts
-    for row, text in wanted.items():
+    source_split = "train" if split == "validation" else split
+    source = DATASETS[dataset](options.locations.data_dir, options.locations.archive)
+    texts = dict.fromkeys(rows, "")
+    for row, (text, _) in enumerate(source.read(source_split)):
+        if row in texts:
+            texts[row] = text
+    counts = tokens.split(source_split).counts
+    for row, text in texts.items():
         if len(tokenise(text)) != counts[row]:
             raise UserError(
-                f"{dataset} holds other texts here than those that {tokens.folder} was made of; "
-                "give the --data-dir it was made with, or delete it"
+                f"the texts of {dataset} differ from those that {tokens.folder} was made from; "
+                "give the --data-dir of its preparation, or delete it"
             )
-    return list(wanted.values())
+    return list(texts.values())
 
 
-def show_review(
-    explained: Explained, name: str, attributions: Mapping[str, Attribution], console: Console
+def print_explanation(
+    explanation: Explanation, name: str, attributions: Mapping[str, Attribution], console: Console
 ) -> None:
-    """Prints a review once for every attribution, its words shaded."""
-    label = "" if explained.label < 0 else f", label {LABELS[explained.label]}"
+    """Prints a text once per attribution, its words shaded, with the words of largest weight."""
+    label = f", label {explanation.label_name}" if explanation.label_name else ""
     console.print(
-        f"review {name}: {explained.answer}{label}, probability of positive "
-        f"{explained.probability:.4f}"
+        f"text {name}: predicted {explanation.prediction}{label}, probability of "
+        f"{explanation.label_names[-1]} {explanation.probability:.4f}"
     )
-    skipped = len(explained.spans) - explained.read
-    if skipped:
-        console.print(f"only the last {explained.read} of {len(explained.spans)} words are read")
-    spans = explained.spans[skipped:]
-    for which, attribution in attributions.items():
-        weights = explained.weights[which]
-        top = np.argsort(-np.abs(weights), kind="stable")[:5]
-        words = (f"{explained.text[slice(*spans[at])]} {weights[at]:.3g}" for at in top)
-        console.print(f"{which}: {', '.join(words)}")
+    words = len(explanation.spans)
+    if explanation.skipped:
+        console.print(f"truncated to the last {explanation.words_read} of {words} words")
+    spans = explanation.spans[explanation.skipped :]
+    for attribution_name, attribution in attributions.items():
+        weights = explanation.weights[attribution_name]
+        top = np.argsort(-np.abs(weights), kind="stable")[:TOP_WORDS]
+        top_words = (f"{explanation.text[slice(*spans[at])]} {weights[at]:.3g}" for at in top)
+        console.print(f"{attribution_name}: {', '.join(top_words)}")
         if console.rich.color_system:
-            console.rich.print(
-                shade_words(explained.text, spans, weights.tolist(), signed=attribution.signed)
+            shaded = shade_words(
+                explanation.text, spans, weights.tolist(), signed=attribution.signed
             )
+            console.rich.print(shaded)

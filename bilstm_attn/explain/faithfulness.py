@@ -1,7 +1,7 @@
-"""Whether the tokens that an attribution calls important matter to the model.
+"""Faithfulness: do the tokens with a high attribution matter to the model's prediction?
 
-All functions take reviews `[b t]`, and scores `[b t]` whose largest are the most important tokens.
-Tokens are deleted, as by hand. Probabilities are those of the answer that the model gave.
+All functions take a batch `[b t]` and scores `[b t]`, highest for the most important tokens.
+Tokens are deleted from the text. Probabilities are those of the label that the model predicts.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,41 +12,46 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from bilstm_attn.explain.attribution import Attributed
-from bilstm_attn.explain.deletion import logits_without, own_tokens
+from bilstm_attn.explain.attribution import TokenWeights
+from bilstm_attn.explain.deletion import logits_without, token_mask
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.prng import draw_per_token, stream
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
-FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of a review's tokens, as in ERASER's code
-GRID = 50  # shares of a review's tokens that are deleted in turn to flip the answer
-SAMPLES = 32  # draws of words that become zero, for infidelity
+FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the tokens, as in ERASER's code
+GRID = 50  # number of deleted fractions that `fraction_to_flip` tries
+SAMPLES = 32  # random sets of zeroed words for `infidelity`
 
 Ranks = Int[Array, "b t"]
 
 
-def toward_answer(weights: Attributed, logits: Logits, *, signed: bool) -> Attributed:
-    """Returns the scores of an attribution: how far a token speaks for the model's own answer."""
-    return weights * jnp.where(logits > 0, 1.0, -1.0)[:, None] if signed else weights
+def toward_prediction(
+    weights: TokenWeights, direction: Float[Array, " b"], *, signed: bool
+) -> TokenWeights:
+    """Returns an attribution as scores: the support of each token for the predicted label.
+
+    `direction` is ±1, as `Task.toward_predicted` returns it.
+    """
+    return weights * direction[:, None] if signed else weights
 
 
-def rank(scores: Attributed, lengths: Lengths) -> Ranks:
-    """Returns each token's place, 0 for the largest score; padding comes last, of ties the first.
+def rank(scores: TokenWeights, lengths: Lengths) -> Ranks:
+    """Returns each token's rank: 0 for the highest score, ties in order, padding last.
 
     >>> rank(jnp.array([[0.1, 0.7, 0.2, 9.0]]), jnp.array([3])).tolist()
     [[2, 0, 1, 3]]
     """
-    scores = jnp.where(own_tokens(lengths, scores.shape[1]), scores, -jnp.inf)
+    scores = jnp.where(token_mask(lengths, scores.shape[1]), scores, -jnp.inf)
     return jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
 
 
 class Faithfulness(NamedTuple):
-    """What deleting tokens by an attribution's order does, for each review."""
+    """Drops of the predicted label's probability, per example."""
 
     comprehensiveness: Float[Array, " b"]
-    """Mean fall of the answer's probability without the top tokens; higher is better."""
+    """Mean drop when the top tokens are deleted; higher is better."""
     sufficiency: Float[Array, " b"]
-    """Mean fall with the top tokens alone; lower is better."""
+    """Mean drop when only the top tokens are kept; lower is better."""
 
 
 def aopc(
@@ -54,7 +59,7 @@ def aopc(
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
-    scores: Attributed,
+    scores: TokenWeights,
     fractions: Sequence[float] = FRACTIONS,
 ) -> Faithfulness:
     """Returns the area over the perturbation curve, deleting or keeping the top `k` tokens.
@@ -63,26 +68,26 @@ def aopc(
         sufficiency       = mean_k p(x) - p(top k alone)
 
     k is a fraction of the tokens, rounded up. DeYoung et al., 2020, arXiv:1911.03429, section 4,
-    with the fractions of its code, and as there the mean over them alone: the paper counts k = 0
-    too, where nothing falls.
+    with the fractions of the authors' code. Deviation from the paper, as in that code: the mean
+    leaves out k = 0, where the drop is zero.
     """
     counts = jnp.ceil(jnp.array(fractions)[:, None] * lengths[None])[..., None]  # [k b 1]
     top = rank(scores, lengths)[None] < counts
-    probability = _answer_of(model, params, tokens, lengths)
-    given = probability(model(params, tokens, lengths).logits)
-    without, alone = (
-        given - probability(logits_without(model, params, tokens, lengths, keeps)).mean(axis=0)
+    probability = _make_predicted_probability(model, params, tokens, lengths)
+    whole = probability(model(params, tokens, lengths).logits)
+    comprehensiveness, sufficiency = (
+        whole - probability(logits_without(model, params, tokens, lengths, keeps)).mean(axis=0)
         for keeps in (~top, top)
     )
-    return Faithfulness(without, alone)
+    return Faithfulness(comprehensiveness, sufficiency)
 
 
-def _answer_of(
+def _make_predicted_probability(
     model: Model, params: Params, tokens: Tokens, lengths: Lengths
 ) -> Callable[[Array], Array]:
-    """Returns the function from logits to the probability of the answer that the model gave."""
-    sign = jnp.where(model(params, tokens, lengths).logits > 0, 1.0, -1.0)
-    return lambda logits: jax.nn.sigmoid(logits * jnp.broadcast_to(sign, logits.shape))
+    """Returns the function from logits to the probability of the label predicted for `tokens`."""
+    sign = model.task.toward_predicted(model(params, tokens, lengths).logits)
+    return lambda logits: model.task.probability(logits * jnp.broadcast_to(sign, logits.shape))
 
 
 def fraction_to_flip(
@@ -90,37 +95,41 @@ def fraction_to_flip(
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
-    scores: Attributed,
+    scores: TokenWeights,
     grid: int = GRID,
 ) -> Float[Array, " b"]:
-    """Returns the least share of the tokens, top first, without which the answer is the other one.
+    """Returns the smallest fraction of top-ranked tokens whose deletion flips the prediction.
 
-    Tried are `grid` shares, each rounded up to whole tokens; 1 if none does. Serrano and Smith,
-    2019, arXiv:1906.03731, section 3.3. Deviation: tokens are deleted, where they set attention
-    weights to zero.
+    Searched over `grid` fractions, each rounded up to whole tokens; 1 if none flips it. Serrano
+    and Smith, 2019, arXiv:1906.03731, section 3.3. Deviation: tokens are deleted, where the authors
+    set attention weights to zero.
     """
-    positions, own = rank(scores, lengths), jnp.maximum(lengths, 1)
-    answer = model(params, tokens, lengths).logits > 0
+    ranks, counts = rank(scores, lengths), jnp.maximum(lengths, 1)
+    predicted = model.task.predicted(model(params, tokens, lengths).logits)
 
     def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        number, share, flipped = state
+        number, fraction, flipped = state
         deleted = -(-(number + 1) * lengths // grid)
-        keep = positions >= deleted[:, None]
-        flips = (logits_without(model, params, tokens, lengths, keep[None])[0] > 0) != answer
-        return number + 1, jnp.where(flips & ~flipped, deleted / own, share), flipped | flips
+        keep = ranks >= deleted[:, None]
+        logits = logits_without(model, params, tokens, lengths, keep[None])[0]
+        flips = model.task.predicted(logits) != predicted
+        fraction = jnp.where(flips & ~flipped, deleted / counts, fraction)
+        return number + 1, fraction, flipped | flips
 
-    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
         number, _, flipped = state
         return (number < grid) & ~flipped.all()
 
     start = jnp.int32(0), jnp.ones(len(tokens)), lengths == 0
-    return lax.while_loop(goes_on, try_next, start)[1]
+    return lax.while_loop(unfinished, try_next, start)[1]
 
 
-def overlap_at(scores: Attributed, others: Attributed, lengths: Lengths, k: int) -> Logits:
-    """Returns the share of the top `k` tokens that two attributions have in common.
+def overlap_at(
+    scores: TokenWeights, others: TokenWeights, lengths: Lengths, k: int
+) -> Float[Array, " b"]:
+    """Returns the fraction of the top `k` tokens that two attributions share, per example.
 
-    Of all tokens where a review has fewer than `k`; 1 for a review of none.
+    Among all tokens if there are fewer than `k`; 1 for an empty text.
     """
     counts = jnp.minimum(k, lengths)
     top = [rank(each, lengths) < counts[:, None] for each in (scores, others)]
@@ -132,29 +141,30 @@ def infidelity(
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
-    weights: Attributed,
+    weights: TokenWeights,
     keys: Keys,
     samples: int = SAMPLES,
 ) -> Float[Array, " b"]:
     """Returns `mean over S of (s sum_(t in S) weights[t] - (logit(x) - logit(x with S zeroed)))^2`.
 
-    S is drawn with every token at even chances; its words' vectors become zero. Yeh et al., 2019,
-    arXiv:1901.09392, definition 2.1, with a baseline of zero for a random part of the input.
-    Deviation: the factor s of at least 0, one a review, that makes it least, so that attributions
-    of any scale compare.
+    S contains each token with probability 1/2; its tokens' word vectors are set to zero. Yeh et
+    al., 2019, arXiv:1901.09392, definition 2.1, with a zero baseline for a random part of the
+    input. Deviation: each example's attribution is first rescaled by the s ≥ 0 that minimises the
+    error, which makes the measure scale-invariant.
     """
-    keys = jax.vmap(lambda key: stream(key, "infidelity"))(keys)  # not those of the attribution
+    keys = jax.vmap(lambda key: stream(key, "infidelity"))(keys)  # independent of attribution's
     inputs = model.embed(params, tokens)
-    own = own_tokens(lengths, tokens.shape[1])
+    mask = token_mask(lengths, tokens.shape[1])
 
     def measure(number: Array) -> tuple[Logits, Logits]:
-        zeroed = draw_per_token(keys, len(inputs), jax.random.bernoulli, number) & own
-        kept = jnp.where(zeroed.T[..., None], 0, inputs)
-        fall = given - model.classify(params, kept, lengths).logits
-        return (weights * zeroed).sum(axis=1), fall
+        zeroed = draw_per_token(keys, len(inputs), jax.random.bernoulli, number) & mask
+        perturbed = jnp.where(zeroed.T[..., None], 0, inputs)
+        drop = logits - model.classify(params, perturbed, lengths).logits
+        return (weights * zeroed).sum(axis=1), drop
 
-    given = model.classify(params, inputs, lengths).logits
-    said, fell = lax.map(measure, jnp.arange(samples))
-    square = (said * said).sum(axis=0)
-    scale = jnp.maximum((said * fell).sum(axis=0) / jnp.where(square > 0, square, 1), 0)
-    return ((scale[None] * said - fell) ** 2).mean(axis=0)
+    logits = model.classify(params, inputs, lengths).logits
+    predicted_drop, drop = lax.map(measure, jnp.arange(samples))
+    square = (predicted_drop * predicted_drop).sum(axis=0)
+    product = (predicted_drop * drop).sum(axis=0)
+    scale = jnp.maximum(product / jnp.where(square > 0, square, 1), 0)
+    return ((scale[None] * predicted_drop - drop) ** 2).mean(axis=0)

@@ -1,24 +1,19 @@
-"""Explained reviews as a picture: every word in a box of its weight's colour."""
+"""Explanations as a picture: every word in a box shaded by its weight."""
 
 import io
 from collections.abc import Mapping, Sequence
 
 from bilstm_attn.explain.attribution import Attribution
-from bilstm_attn.explain.explained import LABELS, Explained
+from bilstm_attn.explain.explanation import Explanation
 from bilstm_attn.explain.html import label_of
 from bilstm_attn.explain.text_shading import shades_of
 
-COLUMNS = 100  # characters a line
-COLOURS = {  # told apart by all eyes
-    "toward positive": "#2166ac",
-    "toward negative": "#d97100",
-    "most of its review, toward either": "#7851a9",
-}
-FOR, AGAINST, SIZE = COLOURS.values()
+COLUMNS = 100  # characters per line
+TOWARD_LAST, TOWARD_FIRST, UNSIGNED = "#2166ac", "#d97100", "#7851a9"  # colour-blind safe
 
 
 def lay_out(words: Sequence[str], columns: int = COLUMNS) -> list[list[int]]:
-    """Returns which words stand in each line of at most `columns` characters.
+    """Returns the indices of the words in each line of at most `columns` characters.
 
     >>> lay_out(["so", "long", "and"], columns=7)
     [[0, 1], [2]]
@@ -34,23 +29,39 @@ def lay_out(words: Sequence[str], columns: int = COLUMNS) -> list[list[int]]:
     return lines
 
 
-def draw_reviews(
-    reviews: Sequence[Explained], names: Sequence[str], attributions: Mapping[str, Attribution]
+def draw_texts(
+    explanations: Sequence[Explanation],
+    names: Sequence[str],
+    attributions: Mapping[str, Attribution],
 ) -> bytes:
-    """Returns a PNG: every review once for each attribution, the words that were read."""
+    """Returns a PNG of every text, once per attribution; without words that are not read."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     blocks = []
-    for review, name in zip(reviews, names, strict=True):
-        spans = review.spans[len(review.spans) - review.read :]
-        words = [review.text[slice(*place)] for place in spans]
-        label = "" if review.label < 0 else f", label {LABELS[review.label]}"
-        title = f"review {name}: {review.answer}{label}, {review.probability:.3f} positive"
+    for explanation, name in zip(explanations, names, strict=True):
+        spans = explanation.spans[explanation.skipped :]
+        words = [explanation.text[start:stop] for start, stop in spans]
+        label = f", label {explanation.label_name}" if explanation.label_name else ""
+        title = (
+            f"text {name}: predicted {explanation.prediction}{label}, probability of "
+            f"{explanation.label_names[-1]} {explanation.probability:.3f}"
+        )
         blocks += [
-            (f"{title}, by {label_of(which)}", words, review.weights[which], one.signed)
-            for which, one in attributions.items()
+            (
+                f"{title}, by {label_of(attribution_name)}",
+                words,
+                explanation.weights[attribution_name],
+                attribution.signed,
+            )
+            for attribution_name, attribution in attributions.items()
         ]
+    first, *_, last = explanations[0].label_names
+    legend = {
+        f"toward {last}": TOWARD_LAST,
+        f"toward {first}": TOWARD_FIRST,
+        "unsigned weight": UNSIGNED,
+    }
     layouts = [lay_out(words) for _, words, *_ in blocks]
     height = 2 + sum(len(lines) + 2 for lines in layouts)
     figure = Figure(figsize=(11, 0.22 * height + 0.2), dpi=110)
@@ -63,7 +74,7 @@ def draw_reviews(
         corner = left, top + 0.05
         axes.add_patch(Rectangle(corner, width, 0.9, color=colour, alpha=alpha, lw=0))
 
-    for number, (meaning, colour) in enumerate(COLOURS.items()):
+    for number, (meaning, colour) in enumerate(legend.items()):
         shade(30 * number, 0.0, 2, colour, 0.7)
         axes.text(30 * number + 3, 0.5, meaning, fontsize=9, va="center")
     top = 2.0
@@ -73,7 +84,9 @@ def draw_reviews(
         for number, line in enumerate(lines, start=1):
             left = 0
             for at in line:
-                colour = SIZE if not signed else FOR if weights[at] > 0 else AGAINST
+                colour = UNSIGNED
+                if signed:
+                    colour = TOWARD_LAST if weights[at] > 0 else TOWARD_FIRST
                 shade(left, top + number, len(words[at]), colour, 0.7 * shades[at])
                 axes.text(left, top + number + 0.5, words[at], **mono)
                 left += len(words[at]) + 1

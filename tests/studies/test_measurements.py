@@ -1,4 +1,4 @@
-"""What is asked of one model's attention, against asking it review by review."""
+"""Measurements over many examples against measurements of single examples."""
 
 import dataclasses
 import json
@@ -8,35 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
-from synthetic_task import CONFIG, QUIET, planted
+from synthetic_task import CONFIG, QUIET, synthetic_task
 
 from bilstm_attn.explain.attribution import ATTRIBUTIONS, completeness_error
 from bilstm_attn.explain.faithfulness import aopc, fraction_to_flip, infidelity
 from bilstm_attn.runtime.prng import stream
 from bilstm_attn.studies.attention_as_explanation.measurements import (
-    Attributions,
-    Examiner,
-    examine_attention,
-    examine_attributions,
+    AttributionMeasures,
+    Evaluator,
+    measure_attention,
+    measure_attributions,
 )
-from bilstm_attn.studies.attention_as_explanation.reference_loops import Naive
+from bilstm_attn.studies.attention_as_explanation.reference_loops import ReferenceLoops
 from bilstm_attn.studies.attention_as_explanation.study_run import take
 
-FEW = np.arange(5)
+ROWS = np.arange(5)
 
 
 @pytest.fixture(scope="module")
-def asked():
-    """The planted model, some reviews, and who asks about them."""
-    made = planted()
-    examples = take(made.held_out, FEW)
-    return Examiner(made.model, made.params, examples, CONFIG.data, made.mesh, QUIET)
+def evaluator():
+    """An evaluator of the synthetic task's model on some held-out examples."""
+    task = synthetic_task()
+    examples = take(task.held_out, ROWS)
+    return Evaluator(task.model, task.params, examples, CONFIG.data, task.mesh, QUIET)
 
 
-def given_to_model():
-    made = planted()
-    lengths = jnp.asarray(made.held_out.lengths[FEW], jnp.int32)
-    return made.params, jnp.asarray(made.tokens[FEW]), lengths
+def model_inputs():
+    task = synthetic_task()
+    lengths = jnp.asarray(task.held_out.lengths[ROWS], jnp.int32)
+    return task.params, jnp.asarray(task.tokens[ROWS]), lengths
 
 
 def keys_of_rows(examples):
@@ -49,74 +49,78 @@ def probability(logits):
 
 
 @pytest.mark.slow
-def test_agreements_are_of_attention_gradient_and_a_word_left_out(asked):
-    made, (params, tokens, lengths) = planted(), given_to_model()
-    output = made.model(params, tokens, lengths)
-    found = examine_attention(asked)
-    np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
-    np.testing.assert_allclose(found.greatest_weight, output.weights.max(axis=1), atol=1e-6)
-    naive = Naive(made.model, params, CONFIG.data.max_tokens)
+def test_agreements_equal_kendalls_tau_of_single_examples(evaluator):
+    task, (params, tokens, lengths) = synthetic_task(), model_inputs()
+    output = task.model(params, tokens, lengths)
+    measures = measure_attention(evaluator)
+    np.testing.assert_allclose(measures.logits, output.logits, atol=1e-5)
+    np.testing.assert_allclose(measures.max_weight, output.weights.max(axis=1), atol=1e-6)
+    loops = ReferenceLoops(task.model, params, CONFIG.data.max_tokens)
 
     @jax.grad
-    def gradient_of(inputs, review):
-        # The attention is held: it is that of the inputs as they are.
-        states, last = made.model.encode(params, inputs, lengths[review])
-        attention = output.weights.T[:, review]
-        logits = made.model.logits_from_states(params, states, last, attention, lengths[review])
+    def gradient_of(inputs, row):
+        # The attention is held constant at that of the unperturbed inputs.
+        states, last = task.model.encode(params, inputs, lengths[row])
+        attention = output.weights.T[:, row]
+        logits = task.model.logits_from_states(params, states, last, attention, lengths[row])
         return jax.nn.sigmoid(logits)[0]
 
-    for row in FEW:
+    for row in ROWS:
         ids, logit = np.asarray(tokens[row, : lengths[row]]), output.logits[row]
-        change = np.abs(probability(logit - naive.leave_one_out(ids)) - probability(logit))
-        inputs = made.model.embed(params, tokens[row : row + 1])
+        change = np.abs(probability(logit - loops.leave_one_out(ids)) - probability(logit))
+        inputs = task.model.embed(params, tokens[row : row + 1])
         gradient = np.abs((inputs * gradient_of(inputs, jnp.array([row]))).sum(axis=-1))[:, 0]
         attention = np.asarray(output.weights[row])
         own = slice(len(ids))
-        for name, one, other in (
+        for name, first, second in (
             ("attention, gradient", attention[own], gradient[own]),
             ("attention, leave one out", attention[own], change),
             ("gradient, leave one out", gradient[own], change),
         ):
-            expected = kendalltau(one, other)
-            # Changes that differ by float32's rounding alone may change places.
-            assert found.agreements[name].taus[row] == pytest.approx(expected.statistic, abs=0.05)
+            expected = kendalltau(first, second)
+            # Changes that differ only by float32 rounding may swap ranks.
+            assert measures.agreements[name].taus[row] == pytest.approx(
+                expected.statistic, abs=0.05
+            )
 
 
 @pytest.mark.slow
-def test_measures_of_faithfulness_are_each_their_own(asked):
-    made, given = planted(), given_to_model()
-    keys, own = keys_of_rows(asked.examples), ("attention", "integrated_gradients")
-    found = examine_attributions(asked, {name: ATTRIBUTIONS[name]() for name in own})
-    side = jnp.sign(made.model(*given).logits)[:, None]
-    for name in own:
-        one = ATTRIBUTIONS[name]()
-        weights = one(made.model, *given, keys)
-        scores, signed = (weights * side, weights) if one.signed else (weights, weights * side)
+def test_faithfulness_equals_that_of_each_attribution_alone(evaluator):
+    task, inputs = synthetic_task(), model_inputs()
+    keys, names = keys_of_rows(evaluator.examples), ("attention", "integrated_gradients")
+    measures = measure_attributions(evaluator, {name: ATTRIBUTIONS[name]() for name in names})
+    sign = jnp.sign(task.model(*inputs).logits)[:, None]
+    for name in names:
+        attribution = ATTRIBUTIONS[name]()
+        weights = attribution(task.model, *inputs, keys)
+        scores, signed = weights, weights * sign
+        if attribution.signed:
+            scores, signed = signed, scores
         expected = {
-            **aopc(made.model, *given, scores)._asdict(),
-            "fraction_to_flip": fraction_to_flip(made.model, *given, scores),
-            "infidelity": infidelity(made.model, *given, signed, keys),
+            **aopc(task.model, *inputs, scores)._asdict(),
+            "fraction_to_flip": fraction_to_flip(task.model, *inputs, scores),
+            "infidelity": infidelity(task.model, *inputs, signed, keys),
         }
-        for measure, numbers in found.faithful[name]._asdict().items():
-            np.testing.assert_allclose(numbers, expected[measure], rtol=1e-4, atol=1e-5)
+        for measure, values in measures.faithfulness[name]._asdict().items():
+            np.testing.assert_allclose(values, expected[measure], rtol=1e-4, atol=1e-5)
         means = {round(float(each.mean()), 3) for each in expected.values()}
-        assert len(means) == 4  # so that none passes for another
-    errors = completeness_error(made.model, *given, weights)
-    np.testing.assert_allclose(found.completeness_errors, errors, atol=1e-5)
-    assert found.completeness_errors.max() > 0
+        assert len(means) == 4  # so that none can be mistaken for another
+    errors = completeness_error(task.model, *inputs, weights)
+    np.testing.assert_allclose(measures.completeness_errors, errors, atol=1e-5)
+    assert measures.completeness_errors.max() > 0
 
 
-def test_what_is_kept_part_by_part_is_what_is_found_of_the_whole(asked):
-    everyone = {name: ATTRIBUTIONS[name]() for name in ("attention", "gradient", "random")}
+def test_measures_cached_in_parts_equal_those_of_the_whole(evaluator):
+    attributions = {name: ATTRIBUTIONS[name]() for name in ("attention", "gradient", "random")}
 
-    def ask(reviews):
-        part = dataclasses.replace(asked, examples=take(asked.examples, reviews))
-        return examine_attributions(part, everyone)
+    def measure(rows):
+        part = dataclasses.replace(evaluator, examples=take(evaluator.examples, rows))
+        return measure_attributions(part, attributions)
 
-    parts = [json.loads(json.dumps(ask(each).as_json())) for each in (FEW[:2], FEW[2:])]
-    joined, whole = Attributions.from_json(parts), ask(FEW)
-    assert list(joined.faithful) == list(whole.faithful) == list(everyone)
-    assert list(joined.alike) == list(whole.alike)
-    for found, expected in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
-        assert found.shape == (len(FEW),)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    parts = [json.loads(json.dumps(measure(rows).as_json())) for rows in (ROWS[:2], ROWS[2:])]
+    joined, whole = AttributionMeasures.from_json(parts), measure(ROWS)
+    assert list(joined.faithfulness) == list(whole.faithfulness) == list(attributions)
+    assert list(joined.agreements) == list(whole.agreements)
+    for actual, expected in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
+        assert actual.shape == (len(ROWS),)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Vectorised experiments against loops over one review, one word and one draw."""
+"""Vectorised experiments against the reference loops."""
 
 from functools import partial
 
@@ -13,22 +13,25 @@ from bilstm_attn.explain.attribution import IntegratedGradients, LeaveOneOut, Li
 from bilstm_attn.explain.faithfulness import SAMPLES, aopc, fraction_to_flip, infidelity
 from bilstm_attn.runtime.prng import draw_per_token, stream
 from bilstm_attn.studies.attention_as_explanation.jain_wallace import (
-    SPREAD,
+    INITIAL_SCALE,
     adversaries,
     draw_orders,
     permutation_change,
 )
-from bilstm_attn.studies.attention_as_explanation.reference_loops import Naive, time_naive
+from bilstm_attn.studies.attention_as_explanation.reference_loops import (
+    ReferenceLoops,
+    time_reference_loops,
+)
 
 pytestmark = pytest.mark.slow
 
-SHARDED = (0, 3)  # of six and of four tokens
-IDS = [np.asarray(TOKENS[row, : LENGTHS[row]]) for row in SHARDED]
+ROWS = (0, 3)  # with six and four tokens
+IDS = [np.asarray(TOKENS[row, : LENGTHS[row]]) for row in ROWS]
 
 
 @pytest.fixture(scope="module")
-def naive():
-    return Naive(*make_model("cell-lstm"), STEPS)
+def loops():
+    return ReferenceLoops(*make_model("cell-lstm"), STEPS)
 
 
 def jitted(experiment):
@@ -36,83 +39,83 @@ def jitted(experiment):
     return jax.jit(partial(experiment, model))(params, TOKENS, LENGTHS, KEYS)
 
 
-def test_leaving_one_out(naive):
-    found = jitted(LeaveOneOut())
-    for row, ids in zip(SHARDED, IDS, strict=True):
+def test_leave_one_out_equals_the_loop(loops):
+    expected = jitted(LeaveOneOut())
+    for row, ids in zip(ROWS, IDS, strict=True):
         np.testing.assert_allclose(
-            naive.leave_one_out(ids), found[row, : len(ids)], atol=2e-6
+            loops.leave_one_out(ids), expected[row, : len(ids)], atol=2e-6
         )  # float32 rounding of logits of size 1
 
 
-def test_integrated_gradients(naive):
-    found = jitted(IntegratedGradients())
-    for row, ids in zip(SHARDED, IDS, strict=True):
-        weights = naive.integrated_gradients(ids)
-        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+def test_integrated_gradients_equal_the_loop(loops):
+    expected = jitted(IntegratedGradients())
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = loops.integrated_gradients(ids)
+        np.testing.assert_allclose(weights, expected[row, : len(ids)], atol=2e-6)
 
 
-def test_smooth_gradient(naive):
-    found, one = jitted(SmoothGrad()), SmoothGrad()
+def test_smooth_gradient_equals_the_loop(loops):
+    expected, smooth = jitted(SmoothGrad()), SmoothGrad()
     size = make_model("cell-lstm")[0].config.embedding_size
     draw = partial(jax.random.normal, shape=(size,))
     noises = np.array(
-        [draw_per_token(KEYS, STEPS, draw, jnp.int32(at)) for at in range(one.samples)]
+        [draw_per_token(KEYS, STEPS, draw, jnp.int32(at)) for at in range(smooth.samples)]
     )
-    for row, ids in zip(SHARDED, IDS, strict=True):
-        weights = naive.smooth_gradient(ids, noises[:, row, : len(ids)])
-        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = loops.smooth_gradient(ids, noises[:, row, : len(ids)])
+        np.testing.assert_allclose(weights, expected[row, : len(ids)], atol=2e-6)
 
 
-def test_lime(naive):
-    found, copies = jitted(Lime()), np.asarray(Lime().copies(TOKENS, LENGTHS, KEYS))
-    for row, ids in zip(SHARDED, IDS, strict=True):
-        weights = naive.lime(ids, copies[:, row, : len(ids)])
-        np.testing.assert_allclose(weights, found[row, : len(ids)], atol=2e-6)
+def test_lime_equals_the_loop(loops):
+    expected, copies = jitted(Lime()), np.asarray(Lime().copies(TOKENS, LENGTHS, KEYS))
+    for row, ids in zip(ROWS, IDS, strict=True):
+        weights = loops.lime(ids, copies[:, row, : len(ids)])
+        np.testing.assert_allclose(weights, expected[row, : len(ids)], atol=2e-6)
 
 
-def test_faithfulness(naive):
+def test_faithfulness_equals_the_loop(loops):
     model, params = make_model("cell-lstm")
     weights = np.random.default_rng(0).normal(size=TOKENS.shape).astype(np.float32)
-    given, scores = (model, params, TOKENS, LENGTHS), jnp.asarray(weights)
-    without, alone = aopc(*given, scores)
-    shares, wrong = fraction_to_flip(*given, scores), infidelity(*given, scores, KEYS)
+    inputs, scores = (model, params, TOKENS, LENGTHS), jnp.asarray(weights)
+    drops, fractions = aopc(*inputs, scores), fraction_to_flip(*inputs, scores)
+    infidelities = infidelity(*inputs, scores, KEYS)
     keys = jax.vmap(lambda key: stream(key, "infidelity"))(KEYS)
     draws = np.array(
         [draw_per_token(keys, STEPS, jax.random.bernoulli, jnp.int32(at)) for at in range(SAMPLES)]
     )
-    for row, ids in zip(SHARDED, IDS, strict=True):
+    for row, ids in zip(ROWS, IDS, strict=True):
         own = slice(len(ids))
-        expected = [each[row] for each in (without, alone, shares)]
-        np.testing.assert_allclose(naive.faithfulness(ids, weights[row, own]), expected, atol=2e-6)
-        found = naive.infidelity(ids, weights[row, own], draws[:, row, own])
-        assert found == pytest.approx(float(wrong[row]), abs=2e-6)
-        assert found > 1e-5  # of which the tolerance is a small part
+        expected = [each[row] for each in (*drops, fractions)]
+        np.testing.assert_allclose(loops.faithfulness(ids, weights[row, own]), expected, atol=2e-6)
+        error = loops.infidelity(ids, weights[row, own], draws[:, row, own])
+        assert error == pytest.approx(float(infidelities[row]), abs=2e-6)
+        assert error > 1e-5  # much larger than the tolerance
 
 
-def test_permutation(naive):
+def test_permutation_change_equals_the_loop(loops):
     draws = 5
-    found = jitted(partial(permutation_change, draws=draws))
+    expected = jitted(partial(permutation_change, draws=draws))
     orders = [np.asarray(draw_orders(KEYS, LENGTHS, STEPS, at)) for at in range(draws)]
-    for row, ids in zip(SHARDED, IDS, strict=True):
+    for row, ids in zip(ROWS, IDS, strict=True):
         own = [order[: len(ids), row] for order in orders]
-        assert naive.permutation_change(ids, own) == pytest.approx(float(found[row]), abs=1e-6)
+        assert loops.permutation_change(ids, own) == pytest.approx(float(expected[row]), abs=1e-6)
 
 
-def test_adversaries(naive):
+def test_adversaries_equal_the_loop(loops):
     count, steps = 3, 30
-    found = jitted(partial(adversaries, count=count, steps=steps))
+    expected = jitted(partial(adversaries, count=count, steps=steps))
     scores = [
-        SPREAD * np.asarray(draw_per_token(KEYS, STEPS, jax.random.normal, at))
+        INITIAL_SCALE * np.asarray(draw_per_token(KEYS, STEPS, jax.random.normal, at))
         for at in range(count)
     ]
-    for row, ids in zip(SHARDED, IDS, strict=True):
-        judged = naive.adversaries(ids, np.stack([one[row] for one in scores]), steps)
-        expected = jnp.stack([found.change[:, row], found.divergence[:, row]], axis=1)
-        # 30 steps of Adam, whose first ones are of a size whatever the gradient's.
-        np.testing.assert_allclose(judged, expected, atol=1e-3)
+    for row, ids in zip(ROWS, IDS, strict=True):
+        changes = loops.adversaries(ids, np.stack([each[row] for each in scores]), steps)
+        both = jnp.stack([expected.change[:, row], expected.divergence[:, row]], axis=1)
+        # Adam's first steps have the same size for any gradient, which amplifies rounding.
+        np.testing.assert_allclose(changes, both, atol=1e-3)
 
 
-def test_times_are_of_each_experiment():
-    seconds = time_naive(*make_model("cell-lstm"), STEPS, IDS[:1])
+def test_every_experiment_is_timed():
+    seconds = time_reference_loops(*make_model("cell-lstm"), STEPS, IDS[:1])
     assert list(seconds) == ["leave one out", "permutation", "adversaries", "attributions"]
     assert all(each > 0 for each in seconds.values())

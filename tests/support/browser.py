@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to in its own protocol through a pipe."""
+"""Headless Chromium, controlled by the DevTools protocol through a pipe."""
 
 import contextlib
 import json
@@ -17,14 +17,15 @@ FLAGS = [
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
-    "--disable-background-networking",  # with the next ones: nothing but what a page asks for
+    "--disable-background-networking",  # this and the next three: only the page's own requests
     "--disable-component-update",
     "--disable-sync",
     "--disable-quic",
     "--remote-debugging-pipe",
 ]
 
-START = """  # with the pipes where Chromium looks for them
+# Starts Chromium with the pipes as file descriptors 3 and 4, which it expects.
+START = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
 for at, pipe in enumerate(pipes, start=3):
@@ -34,72 +35,72 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Page:
-    """A page that has loaded, what went wrong in it, and what it asked for."""
+    """A browser page, with the errors and network requests since it was opened."""
 
     def __init__(self, incoming: Any, outgoing: Any):
         self._incoming, self._outgoing, self._number, self._buffer = incoming, outgoing, 0, b""
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._session: dict[str, str] = {}
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+        target = self.command("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.command("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Runtime", "Log", "Page", "Network"):
-            self.ask(f"{domain}.enable")
+            self.command(f"{domain}.enable")
 
-    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Returns the browser's answer."""
+    def command(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Sends a DevTools command and returns its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters} | self._session
         os.write(self._outgoing, json.dumps(message).encode() + b"\0")
-        return self._read(lambda answer: answer.get("id") == self._number)
+        return self._read(lambda message: message.get("id") == self._number)
 
-    def _read(self, wanted: Any) -> dict[str, Any]:
+    def _read(self, matches: Any) -> dict[str, Any]:
         while True:
             while b"\0" not in self._buffer:
-                piece = os.read(self._incoming, 1 << 20)
-                assert piece, "the browser has ended"
-                self._buffer += piece
+                chunk = os.read(self._incoming, 1 << 20)
+                assert chunk, "the browser exited"
+                self._buffer += chunk
             line, self._buffer = self._buffer.split(b"\0", 1)
             message = json.loads(line)
-            self._note(message)
-            if wanted(message):
+            self._record(message)
+            if matches(message):
                 assert "error" not in message, message
                 return message.get("result", {})
 
-    def _note(self, message: dict[str, Any]) -> None:
-        given = message.get("params", {})
+    def _record(self, message: dict[str, Any]) -> None:
+        parameters = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(str(given["exceptionDetails"]))
-        elif message.get("method") == "Log.entryAdded" and given["entry"]["level"] == "error":
-            self.errors.append(given["entry"]["text"])
+            self.errors.append(str(parameters["exceptionDetails"]))
+        elif message.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.errors.append(parameters["entry"]["text"])
         elif message.get("method") == "Runtime.consoleAPICalled":
-            self.errors.append(str(given["args"]))
+            self.errors.append(str(parameters["args"]))
         elif message.get("method") == "Network.requestWillBeSent":
-            self.requests.append(given["request"]["url"])
+            self.requests.append(parameters["request"]["url"])
 
     def open(self, address: str) -> None:
-        """Goes to an address and waits until it has loaded."""
-        self.ask("Page.navigate", url=address)
+        """Opens an address and waits until it has loaded."""
+        self.command("Page.navigate", url=address)
         self._read(lambda message: message.get("method") == "Page.loadEventFired")
 
     def run(self, script: str) -> Any:
         """Returns the value of a JavaScript expression."""
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        result = self.command("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Page]:
-    """Yields an empty page of a new browser, whose files lie in `folder`."""
+    """Yields an empty page of a new browser, which keeps its files in `folder`."""
     assert CHROMIUM
     to_browser, outgoing = os.pipe()
     incoming, from_browser = os.pipe()
-    given = [str(to_browser), str(from_browser)]
-    words = [sys.executable, "-c", START, *given, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"]
+    pipes = [str(to_browser), str(from_browser)]
+    command = [sys.executable, "-c", START, *pipes, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"]
     process = subprocess.Popen(
-        words, pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL
+        command, pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL
     )
     os.close(to_browser)
     os.close(from_browser)

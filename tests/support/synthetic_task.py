@@ -1,7 +1,7 @@
-"""Reviews of noise in which one word says which of the two answers is right, and who learns it.
+"""A synthetic task: texts of random words in which a single informative word gives the label.
 
-A quarter of those to learn from say nothing, whatever their label: who took either answer for given
-where the other's word is missing would need one of the words alone.
+In a quarter of the training texts the informative word is missing and the label is random, so that
+a model cannot learn one label from one word and the other label from that word's absence.
 """
 
 from functools import cache
@@ -16,9 +16,11 @@ from bilstm_attn.data.splits import Examples
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
-from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import Labels, fit
+from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import AuxiliaryTraining, fit
+from bilstm_attn.training.objectives import CrossEntropy
 
-STEPS, REVIEWS, SILENT, WORDS = 12, 700, 150, 20
+STEPS, TEXTS, UNINFORMATIVE, HELD_OUT, WORDS = 12, 700, 150, 100, 20
+FIRST_INFORMATIVE = 4  # the word of label 0; the next one is that of label 1
 QUIET = Console(quiet=True)
 CONFIG = Config(
     data=DataConfig(max_tokens=STEPS, batch_size=48, bucket_edges=()),
@@ -36,44 +38,48 @@ CONFIG = Config(
 )
 
 
-class Planted(NamedTuple):
-    """A trained model, reviews it has not seen, and where each one's evidence is."""
+class SyntheticTask(NamedTuple):
+    """A trained model, its data, and where the informative words are."""
 
     model: Model
     params: dict
     training: Examples
     held_out: Examples
-    tokens: np.ndarray  # of those held out
-    positions: np.ndarray
+    tokens: np.ndarray  # of the held-out texts, [n t]
+    positions: np.ndarray  # of their informative words, [n]
     mesh: Mesh
 
 
 @cache
-def planted() -> Planted:
-    numbers = np.random.default_rng(0)
-    counts = numbers.integers(5, STEPS, REVIEWS)  # words, without the start token
-    labels = numbers.integers(0, 2, REVIEWS)
-    positions = (numbers.random(REVIEWS) * counts).astype(int)
+def synthetic_task() -> SyntheticTask:
+    """Returns the task with a model trained on it."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(5, STEPS, TEXTS)  # words, without the start token
+    labels = generator.integers(0, 2, TEXTS)
+    positions = (generator.random(TEXTS) * counts).astype(int)
     stops = np.cumsum(counts)
-    ids = numbers.integers(6, WORDS, stops[-1]).astype(np.int32)
-    rows = np.arange(REVIEWS)
-    telling = rows[SILENT:]
-    ids[(stops - counts + positions)[telling]] = 4 + labels[telling]  # word 4 or word 5
+    ids = generator.integers(FIRST_INFORMATIVE + 2, WORDS, stops[-1]).astype(np.int32)
+    rows = np.arange(TEXTS)
+    informative = rows[UNINFORMATIVE:]
+    word_positions = (stops - counts + positions)[informative]
+    ids[word_positions] = FIRST_INFORMATIVE + labels[informative]
 
-    def examples(chosen: np.ndarray) -> Examples:
-        starts = (stops - counts)[chosen]
+    def examples(rows: np.ndarray) -> Examples:
+        starts = (stops - counts)[rows]
         return Examples(
-            ids, starts, stops[chosen], labels[chosen].astype(np.int8), chosen, counts[chosen] + 1
+            ids, starts, stops[rows], labels[rows].astype(np.int8), rows, counts[rows] + 1
         )
 
-    training, held_out = examples(rows[:-100]), examples(rows[-100:])
-    tokens = np.zeros((100, STEPS), np.int32)
+    training, held_out = examples(rows[:-HELD_OUT]), examples(rows[-HELD_OUT:])
+    tokens = np.zeros((HELD_OUT, STEPS), np.int32)
     for row, (start, stop) in enumerate(zip(held_out.starts, held_out.stops, strict=True)):
         tokens[row, : stop - start + 1] = [1, *ids[start:stop]]
     model, mesh = Model(CONFIG.model, WORDS), make_mesh(CONFIG.data.batch_size, 2)
-    params = fit(Labels(), model, training, CONFIG, mesh, QUIET, epochs=12)
-    return Planted(model, params, training, held_out, tokens, positions[-100:] + 1, mesh)
+    auxiliary = AuxiliaryTraining(model, CrossEntropy(), epochs=12)
+    params = fit(auxiliary, training, CONFIG, None, mesh, QUIET)
+    return SyntheticTask(model, params, training, held_out, tokens, positions[-HELD_OUT:] + 1, mesh)
 
 
-def keys_of(reviews: int) -> jax.Array:
-    return jax.random.split(jax.random.key(0), reviews)
+def keys_of(examples: int) -> jax.Array:
+    """Returns one key per example."""
+    return jax.random.split(jax.random.key(0), examples)

@@ -1,12 +1,13 @@
-"""Models beside one that is examined: of other seeds, and trained to see what its attention is for.
+"""Auxiliary models for comparison: other seeds, ablated attention, perceptrons, adversaries.
 
-Wiegreffe and Pinter, 2019, arXiv:1908.04626, sections 3 and 4. Each is judged once; what was found
-is kept beside the run.
+Wiegreffe and Pinter, 2019, arXiv:1908.04626, sections 3 and 4. Comparisons are cached in the run
+folder.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,21 +18,28 @@ from bilstm_attn.config import differences
 from bilstm_attn.data.vocabulary import RESERVED
 from bilstm_attn.data.word_vectors import require_digest
 from bilstm_attn.errors import UserError
-from bilstm_attn.explain.attribution import Attributed
+from bilstm_attn.explain.attribution import TokenWeights
 from bilstm_attn.inference.exported import Exported, export_model, load_model
 from bilstm_attn.nn.model import Model
 from bilstm_attn.studies.attention_as_explanation.measurements import logits_and_attention
-from bilstm_attn.studies.attention_as_explanation.study_result import EVEN, TradeOff, Trained
-from bilstm_attn.studies.attention_as_explanation.study_run import Subject, digest_of_model
+from bilstm_attn.studies.attention_as_explanation.study_result import (
+    OTHER_SEED,
+    UNIFORM,
+    ModelComparison,
+    TradeOff,
+)
+from bilstm_attn.studies.attention_as_explanation.study_run import StudyRun, model_digest
 from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
     Adversary,
-    Base,
-    Labels,
+    AuxiliaryTraining,
+    Extras,
+    GuidedCrossEntropy,
+    base_extras,
     fit,
     logits_under,
 )
 from bilstm_attn.training.commands import make_replica
-from bilstm_attn.training.objectives import Objective
+from bilstm_attn.training.objectives import CrossEntropy, Objective
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import SeedReplica
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
@@ -39,231 +47,254 @@ from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 AdversaryStart = Literal["base", "random"]
 
 
-def furthest(trade_off: TradeOff, within: float) -> float:
-    """Returns the strength of the adversary whose attention is furthest from the base's.
+def furthest_adversary(trade_off: TradeOff, within: float) -> float:
+    """Returns the strength of the adversary whose attention diverges most from the base model's.
 
-    Of those whose answers are within a mean change of probability of the base's; if none is, of the
-    one whose answers are nearest.
+    Considers adversaries whose mean probability change is at most `within`; if there is none,
+    returns the one with the smallest change.
     """
     near = [
-        (one.divergence or 0.0, strength) for strength, one in trade_off if one.change <= within
+        (model.divergence or 0.0, strength)
+        for strength, model in trade_off
+        if model.probability_change <= within
     ]
-    return max(near)[1] if near else min((one.change, strength) for strength, one in trade_off)[1]
+    if near:
+        return max(near)[1]
+    return min((model.probability_change, strength) for strength, model in trade_off)[1]
 
 
-def other_seeds(subject: Subject) -> list[Trained]:
-    """Returns each finished run of the same recipe with another seed.
+def compare_other_seeds(study_run: StudyRun) -> list[ModelComparison]:
+    """Compares every finished run of the same recipe with another seed.
+
+    Runs with another config are skipped, with a printed line.
 
     Raises:
-      UserError: a run's model is damaged, or its answers are not finite.
+      UserError: an exported model is damaged, or its logits are not finite.
     """
-    own, others = subject.run.folder.resolve(), {}
-    for folder in sorted(own.parent.glob("seed*")):
-        run = RunDir(folder)
-        if folder == own or not run.model.is_file():
+    base_folder, others = study_run.run_dir.folder.resolve(), {}
+    for folder in sorted(base_folder.parent.glob("seed*")):
+        run_dir = RunDir(folder)
+        if folder == base_folder or not run_dir.model.is_file():
             continue
-        other = load_model(run.model)
-        alike = dataclasses.replace(other.config, seed=subject.config.seed)
-        if differing := differences(alike, subject.config):
-            subject.console.print(f"{folder} is left out, of another config ({differing[0]})")
+        exported = load_model(run_dir.model)
+        same_seed = dataclasses.replace(exported.config, seed=study_run.config.seed)
+        if differing := differences(same_seed, study_run.config):
+            study_run.console.print(f"skipping {folder}: its config differs ({differing[0]})")
             continue
-        others[f"the recipe's {folder.name} {digest_of_model(run)}"] = other
-    ask = cache(partial(ask_together, subject, others))
+        others[f"{OTHER_SEED}, {folder.name} {model_digest(run_dir)}"] = exported
+    evaluate = functools.cache(partial(evaluate_together, study_run, others))
 
-    def judge(kept: str) -> list[Any]:
-        return subject.judge(kept.rpartition(" ")[0], *ask()[kept])
+    def compare(key: str) -> list[Any]:
+        name = key.rpartition(" ")[0]  # without the digest
+        return study_run.compare(name, *evaluate()[key])
 
-    return [Trained(*subject.kept(name, partial(judge, name))) for name in others]
+    return [ModelComparison(*study_run.cache.get(key, partial(compare, key))) for key in others]
 
 
-def ask_together(
-    subject: Subject, others: Mapping[str, Exported]
+def evaluate_together(
+    study_run: StudyRun, others: Mapping[str, Exported]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns what other models of the subject's kind say of its reviews: logits and attention.
+    """Returns logits `[n]` and attention `[n t]` of several models of the run's architecture.
 
-    One pass asks all of them, of the lexicon's words: each model has a table that makes them ids of
-    its own, and an embedding with as many rows as the largest.
+    One vmapped pass evaluates all of them on ids of the lexicon, the data set's whole word list.
+    A table per model maps these to ids of its own vocabulary; embeddings are padded to the largest
+    vocabulary.
     """
-    lexicon = subject.tokens.lexicon()
-    rows = max(one.vocabulary.size for one in others.values())
+    lexicon = study_run.tokens.lexicon()
+    rows = max(exported.vocabulary.size for exported in others.values())
 
-    def with_table(one: Exported) -> Params:
-        embedding = np.asarray(one.params["embedding"])
+    def with_table(exported: Exported) -> Params:
+        embedding = np.asarray(exported.params["embedding"])
         padded = np.pad(embedding, ((0, rows - len(embedding)), (0, 0)))
-        ids = np.concatenate([np.arange(RESERVED, dtype=np.int32), one.vocabulary.encode(lexicon)])
-        return {"model": one.params | {"embedding": padded}, "ids": ids}
+        reserved = np.arange(RESERVED, dtype=np.int32)
+        ids = np.concatenate([reserved, exported.vocabulary.encode(lexicon)])
+        return {"model": exported.params | {"embedding": padded}, "ids": ids}
 
-    def of_each(
+    def of_all(
         model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-    ) -> list[tuple[Logits, Attributed]]:
-        def of_one(one: Params) -> tuple[Logits, Attributed]:
-            return logits_and_attention(model, one["model"], one["ids"][tokens], lengths, keys)
+    ) -> list[tuple[Logits, TokenWeights]]:
+        def of_one(params: Params) -> tuple[Logits, TokenWeights]:
+            ids = params["ids"][tokens]
+            return logits_and_attention(model, params["model"], ids, lengths, keys)
 
         return list(zip(*jax.vmap(of_one)(params), strict=True))
 
-    every = [with_table(one) for one in others.values()]
-    asking = subject.asking(
-        params=jax.tree.map(lambda *leaves: np.stack(leaves), *every),
-        examples=subject.examples._replace(ids=RESERVED + subject.tokens.split("test").words),
+    params = [with_table(exported) for exported in others.values()]
+    evaluator = study_run.evaluator(
+        params=jax.tree.map(lambda *leaves: np.stack(leaves), *params),
+        examples=study_run.examples._replace(ids=RESERVED + study_run.tokens.split("test").words),
     )
-    return dict(zip(others, asking.ask("other seeds", of_each), strict=True))
+    return dict(zip(others, evaluator.evaluate("other seeds", of_all), strict=True))
 
 
 @dataclasses.dataclass
-class Companions:
-    """Models trained on the reviews that the subject was trained on.
+class AuxiliaryModels:
+    """Trains auxiliary models on the run's training examples, and compares them with its model.
 
-    Its methods raise a `UserError` where the data or the word vectors are not those of the run, or
-    training ends in answers that are not finite.
+    Methods raise a `UserError` if the data or the word vectors differ from the run's, or if
+    training diverges.
     """
 
-    subject: Subject
+    study_run: StudyRun
     epochs: int
     adversary_epochs: int
     adversary_start: AdversaryStart
 
-    def labelled(self) -> list[Trained]:
-        """Returns models trained on the labels: with other attention, or without a recurrence."""
-        subject = self.subject
-        even, words = {"attention": "uniform", "attention_options": {}}, {"encoder": "token_wise"}
-        found = [self._learned(EVEN, even)]
-        if subject.exported.params.get("attention"):
-            found.append(self._learned("frozen attention", {}, frozen=("attention",)))
+    def trained_on_labels(self) -> list[ModelComparison]:
+        """Returns models trained on the labels: with other attention, or without recurrence."""
+        uniform = {"attention": "uniform", "attention_options": {}}
+        perceptron, base_params = {"encoder": "token_wise"}, self.study_run.exported.params
+        models = [self._unguided(UNIFORM, uniform)]
+        if base_params.get("attention"):
+            models.append(self._unguided("frozen attention", {}, frozen=("attention",)))
         return [
-            *found,
-            self._learned("perceptron, even attention", words | even),
-            self._learned("perceptron, its own attention", words),
-            self._guided("perceptron, the base's attention", lambda: subject.exported.params),
+            *models,
+            self._unguided("perceptron, uniform attention", perceptron | uniform),
+            self._unguided("perceptron, trained attention", perceptron),
+            self._guided("perceptron, base model's attention", lambda: base_params),
         ]
 
     def adversaries(self, strengths: Sequence[float]) -> TradeOff:
-        """Returns adversaries of each strength."""
+        """Returns an adversary of each strength, in ascending order."""
         return [(strength, self._adversary(strength)) for strength in sorted(strengths)]
 
-    def misled(self, strength: float) -> Trained:
-        """Returns a perceptron under an adversary's attention."""
+    def guided_by_adversary(self, strength: float) -> ModelComparison:
+        """Returns a perceptron guided by the attention of the adversary of this strength."""
         name = f"perceptron, attention of adversary λ {strength:g}"
-        kept = f"perceptron of {self._name(strength)}"
-        return self._guided(name, partial(self._adversarys_params, strength), kept)
+        key = f"perceptron guided by {self._adversary_key(strength)}"
+        return self._guided(name, partial(self._adversary_params, strength), key)
 
-    def _learned(self, name: str, changed: dict[str, Any], frozen: tuple[str, ...] = ()) -> Trained:
-        model = self._like(changed)
+    def _unguided(
+        self, name: str, changes: dict[str, Any], frozen: tuple[str, ...] = ()
+    ) -> ModelComparison:
+        """Trains the base model with changes of its config on the labels."""
+        model = self._variant(changes)
 
-        def judge() -> list[Any]:
-            params = self._fit(name, Labels(), model, frozen=frozen)
-            found = self.subject.asking(model, params).ask(name, logits_and_attention)
-            return self.subject.judge(name, *found)
+        def compute() -> list[Any]:
+            training = AuxiliaryTraining(model, CrossEntropy(), self.epochs, frozen=frozen)
+            params = self._train(name, training)
+            outputs = self.study_run.evaluator(model, params).evaluate(name, logits_and_attention)
+            return self.study_run.compare(name, *outputs)
 
-        return self._kept(name, judge)
+        return self._cached(name, compute)
 
-    def _guided(self, name: str, guide: Callable[[], Params], kept: str | None = None) -> Trained:
-        """Returns a perceptron under the attention of the model with the parameters of `guide`."""
-        perceptron, leader = self._like({"encoder": "token_wise"}), self.subject.model
+    def _guided(
+        self, name: str, guide: Callable[[], Params], key: str | None = None
+    ) -> ModelComparison:
+        """Trains a perceptron under the base architecture's attention, with `guide`'s params."""
+        perceptron, base_model = self._variant({"encoder": "token_wise"}), self.study_run.model
 
-        def logits_guided(
+        def guided_logits(
             model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
         ) -> Logits:
             del keys
-            imposed = leader(params["guide"], tokens, lengths).weights.T
-            return logits_under(model, params["own"], tokens, lengths, imposed)
+            weights = base_model(params["guide"], tokens, lengths).weights.T
+            return logits_under(model, params["perceptron"], tokens, lengths, weights)
 
-        def judge() -> list[Any]:
-            params = guide()
-            own = self._fit(name, Labels(guided=True), perceptron, base=self._said(params))
-            both = {"own": own, "guide": params}
-            logits = self.subject.asking(perceptron, both).ask(name, logits_guided)
-            return self.subject.judge(name, logits, None)
+        def compute() -> list[Any]:
+            guide_params = guide()
+            extras = self._outputs_on_training(guide_params)
+            objective: Objective = GuidedCrossEntropy()
+            training = AuxiliaryTraining(perceptron, objective, self.epochs, extras=extras)
+            params = {"perceptron": self._train(name, training), "guide": guide_params}
+            logits = self.study_run.evaluator(perceptron, params).evaluate(name, guided_logits)
+            return self.study_run.compare(name, logits, None)
 
-        return self._kept(kept or name, judge)
+        return self._cached(key or name, compute)
 
-    def _adversary(self, strength: float) -> Trained:
+    def _adversary(self, strength: float) -> ModelComparison:
         name = f"adversary, λ {strength:g}"
 
-        def judge() -> list[Any]:
-            params = self._adversarys_params(strength)
-            found = self.subject.asking(params=params).ask(name, logits_and_attention)
-            return self.subject.judge(name, *found)
+        def compute() -> list[Any]:
+            params = self._adversary_params(strength)
+            outputs = self.study_run.evaluator(params=params).evaluate(name, logits_and_attention)
+            return self.study_run.compare(name, *outputs)
 
-        return Trained(*self.subject.kept(self._name(strength), judge))
+        key = self._adversary_key(strength)
+        return ModelComparison(*self.study_run.cache.get(key, compute))
 
-    def _adversarys_params(self, strength: float) -> Params:
-        """Returns the adversary's parameters, trained once; it is kept as an exported model."""
-        subject = self.subject
-        path = subject.kept.path(self._name(strength)).with_suffix(".safetensors")
+    def _adversary_params(self, strength: float) -> Params:
+        """Returns an adversary's parameters; it is trained once and cached as an exported model."""
+        study_run = self.study_run
+        path = study_run.cache.path(self._adversary_key(strength)).with_suffix(".safetensors")
         if not path.exists():
-            params = self._fit(
-                f"adversary, λ {strength:g}",
+            training = AuxiliaryTraining(
+                study_run.model,
                 Adversary(strength),
-                subject.model,
-                start=self._start(),
-                base=self._answers,
-                epochs=self.adversary_epochs,
+                self.adversary_epochs,
+                start=self._adversary_start_params(),
+                extras=self._base_on_training,
                 select="least_loss",
             )
-            config = dataclasses.replace(subject.config, name=f"{subject.config.name}-{path.stem}")
-            export_model(path, params, config, subject.exported.vocabulary)
+            params = self._train(f"adversary, λ {strength:g}", training)
+            name = f"{study_run.config.name}-{path.stem}"
+            config = dataclasses.replace(study_run.config, name=name)
+            export_model(path, params, config, study_run.exported.vocabulary)
         return load_model(path).params
 
-    def _start(self) -> Params:
-        """Returns what adversaries begin with: nothing, or the base's but for its attention.
+    def _adversary_start_params(self) -> Params:
+        """Returns the initial parameters of adversaries that are not random.
 
-        Deviation from Wiegreffe and Pinter, whose adversaries begin at random and train for up to
-        80 epochs: where the answers are wrong and certain, their loss has next to no gradient, and
-        few epochs may end there (README). Attention without parameters could not begin anew, and
-        at the base itself the loss has no gradient at all.
+        Either none, or all of the base model's except the attention's.
+
+        Deviation: the adversaries of Wiegreffe and Pinter start at random and train for up to 80
+        epochs. Where a prediction is wrong and confident, their loss has almost no gradient, and a
+        few epochs may end there (docs/attention_study.md). Attention without parameters cannot
+        start at random, and at the base model itself the loss has no gradient at all.
         """
-        params = self.subject.exported.params
+        params = self.study_run.exported.params
         if self.adversary_start == "random" or not params.get("attention"):
             return {}
         return {name: part for name, part in params.items() if name != "attention"}
 
-    def _name(self, strength: float) -> str:
-        begun = f"from {self.adversary_start} {self.adversary_epochs} epochs"
-        return f"adversary {strength:g} {begun}"
+    def _adversary_key(self, strength: float) -> str:
+        start = f"from {self.adversary_start} {self.adversary_epochs} epochs"
+        return f"adversary {strength:g} {start}"
 
-    def _kept(self, name: str, judge: Callable[[], list[Any]]) -> Trained:
-        return Trained(*self.subject.kept(f"{name} {self.epochs} epochs", judge))
+    def _cached(self, key: str, compute: Callable[[], list[Any]]) -> ModelComparison:
+        result = self.study_run.cache.get(f"{key} {self.epochs} epochs", compute)
+        return ModelComparison(*result)
 
-    def _like(self, changed: dict[str, Any]) -> Model:
-        """Returns the subject's model with another config."""
-        model = self.subject.model
-        return dataclasses.replace(model, config=dataclasses.replace(model.config, **changed))
+    def _variant(self, changes: dict[str, Any]) -> Model:
+        """Returns the base model with changes of its config."""
+        model = self.study_run.model
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, **changes))
 
-    def _fit(self, name: str, objective: Objective, model: Model, **how: Any) -> Params:
-        """Returns the parameters of a model trained as the run was, from a seed of its own."""
-        subject = self.subject
-        subject.console.print(f"{subject.config.name}: training {name}")
+    def _train(self, name: str, training: AuxiliaryTraining) -> Params:
+        """Returns parameters trained with the run's config and the next seed."""
+        study_run = self.study_run
+        study_run.console.print(f"{study_run.config.name}: training {name}")
+        seed = (study_run.config.seed + 1) % 2**32
         return fit(
-            objective,
-            model,
-            self._member.training,
-            dataclasses.replace(subject.config, seed=(subject.config.seed + 1) % 2**32),
-            subject.mesh,
-            subject.console,
-            **{"epochs": self.epochs, "vectors": self._member.vectors()} | how,
+            training,
+            self._replica.training,
+            dataclasses.replace(study_run.config, seed=seed),
+            self._replica.vectors(),
+            study_run.mesh,
+            study_run.console,
         )
 
-    def _said(self, params: Params) -> Base:
-        """Returns what the model with these parameters says of the reviews trained on."""
-        asking = self.subject.asking(params=params, examples=self._member.training)
-        return Base(*asking.ask("its answers", logits_and_attention))
+    def _outputs_on_training(self, params: Params) -> Extras:
+        """Returns logits and attention of the base architecture on the training examples."""
+        evaluator = self.study_run.evaluator(params=params, examples=self._replica.training)
+        return base_extras(*evaluator.evaluate("base model", logits_and_attention))
 
     @cached_property
-    def _answers(self) -> Base:
-        """What the run's own model says of the reviews it was trained on."""
-        return self._said(self.subject.exported.params)
+    def _base_on_training(self) -> Extras:
+        """Logits and attention of the base model on the training examples."""
+        return self._outputs_on_training(self.study_run.exported.params)
 
     @cached_property
-    def _member(self) -> SeedReplica:
-        """The reviews and words that the run was trained on."""
-        subject = self.subject
-        replica = make_replica(subject.tokens, subject.config, subject.run)
-        if replica.vocabulary.words != subject.exported.vocabulary.words:
+    def _replica(self) -> SeedReplica:
+        """The training examples and the vocabulary of the run."""
+        study_run = self.study_run
+        replica = make_replica(study_run.tokens, study_run.config, study_run.run_dir)
+        if replica.vocabulary.words != study_run.exported.vocabulary.words:
             raise UserError(
-                f"{subject.run.folder} was trained on other data than {subject.tokens.folder}; "
-                "give the --cache it had"
+                f"{study_run.run_dir.folder} was trained on other data than "
+                f"{study_run.tokens.folder}; give the --cache of its training"
             )
-        if vectors := subject.config.model.vectors:
-            recorded = subject.run.environment()["vectors_sha256"]
-            require_digest(Path(vectors), recorded, subject.run.folder)
+        if vectors := study_run.config.model.vectors:
+            recorded = study_run.run_dir.environment()["vectors_sha256"]
+            require_digest(Path(vectors), recorded, study_run.run_dir.folder)
         return replica

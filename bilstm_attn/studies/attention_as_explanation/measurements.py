@@ -1,4 +1,4 @@
-"""What is asked of one model's attention, over many reviews: numbers, a review each."""
+"""Per-example measurements of one model's attention and attributions."""
 
 import dataclasses
 import itertools
@@ -17,142 +17,150 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import (
-    Attributed,
     Attribution,
     GradientTimesInput,
     IntegratedGradients,
     LeaveOneOut,
+    TokenWeights,
     completeness_error,
 )
-from bilstm_attn.explain.explained import analyse, batches_of
+from bilstm_attn.explain.explanation import analyse, batch_config
 from bilstm_attn.explain.faithfulness import (
     aopc,
     fraction_to_flip,
     infidelity,
     overlap_at,
-    toward_answer,
+    toward_prediction,
 )
 from bilstm_attn.inference.evaluate import require_finite
-from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.studies.attention_as_explanation import jain_wallace
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
-TOP = 10  # tokens of which two attributions may have some in common
+TOP = 10  # size of the sets of top-ranked tokens whose overlap is measured
 
 
 @dataclasses.dataclass
-class Examiner:
-    """A trained model and the reviews that it is asked about."""
+class Evaluator:
+    """Applies analyses to a trained model, on a fixed set of examples."""
 
     model: Model
     params: Params
     examples: Examples
-    config: DataConfig  # of the run
+    config: DataConfig
     mesh: Mesh
     console: Console
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # that questions took
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds that each analysis took, by name."""
 
-    def ask(self, what: str, analysis: Callable[..., Any]) -> Any:
-        """Returns what `analysis(model, params, tokens, lengths, keys)` says of every review."""
-        begun, batches = time.perf_counter(), batches_of(self.config, self.examples.size)
-        with self.console.bar(what, self.examples.size, 0) as bar:
-            found = analyse(
+    def evaluate(self, name: str, analysis: Callable[..., Any]) -> Any:
+        """Returns `analysis(model, params, tokens, lengths, keys)` for every example.
+
+        Args:
+          name: shown beside the progress bar; key in `seconds`.
+          analysis: a pure function; its results are arrays `[b]` or `[b t]`.
+        """
+        start, config = time.perf_counter(), batch_config(self.config, self.examples.size)
+        with self.console.bar(name, self.examples.size, 0) as bar:
+            results = analyse(
                 partial(analysis, self.model),
                 self.params,
                 self.examples,
-                batches,
+                config,
                 self.mesh,
                 advance=bar.advance,
             )
-        self.seconds[what] = time.perf_counter() - begun
-        return found
+        self.seconds[name] = time.perf_counter() - start
+        return results
 
 
-class JainWallace(NamedTuple):
-    """What Jain and Wallace, 2019, ask, a number a review."""
+class AttentionMeasures(NamedTuple):
+    """The per-example measures of Jain and Wallace, 2019."""
 
     logits: np.ndarray
-    greatest_weight: np.ndarray  # of the attention
-    permutation: np.ndarray  # median change of the probability
-    adversary: np.ndarray  # epsilon-max JSD, in nats
-    agreements: dict[str, Agreement]  # between attention, gradient and leaving words out
+    max_weight: np.ndarray
+    """The largest attention weight."""
+    permutation: np.ndarray
+    """Median change of the probability when the attention weights are permuted."""
+    adversary: np.ndarray
+    """Epsilon-max Jensen-Shannon divergence, in nats."""
+    agreements: dict[str, Agreement]
+    """Kendall's tau of attention, gradient and leave-one-out, by pair."""
     seconds: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as plain JSON."""
+        """Returns the measures as plain JSON."""
         return {
             "agreements": {
-                name: [one.taus.tolist(), one.p_values.tolist()]
-                for name, one in self.agreements.items()
+                name: [agreement.taus.tolist(), agreement.p_values.tolist()]
+                for name, agreement in self.agreements.items()
             },
             "seconds": self.seconds,
             **{name: getattr(self, name).tolist() for name in self._fields[:4]},
         }
 
     @classmethod
-    def from_json(cls, about: dict[str, Any]) -> "JainWallace":
-        """Returns what `as_json` was called on."""
+    def from_json(cls, record: dict[str, Any]) -> "AttentionMeasures":
+        """Inverts `as_json`."""
         agreements = {
-            name: Agreement(*map(np.array, two)) for name, two in about["agreements"].items()
+            name: Agreement(*map(np.array, arrays)) for name, arrays in record["agreements"].items()
         }
-        logits, greatest, permutation, adversary = (
-            np.array(about[name]) for name in cls._fields[:4]
-        )
-        seconds = about["seconds"]
-        return cls(logits, greatest, permutation, adversary, agreements, seconds)
+        arrays = {name: np.array(record[name]) for name in cls._fields[:4]}
+        return cls(**arrays, agreements=agreements, seconds=record["seconds"])
 
 
-def examine_attention(examiner: Examiner) -> JainWallace:
-    """Returns the results of their experiments, by their protocol.
+def measure_attention(evaluator: Evaluator) -> AttentionMeasures:
+    """Runs the experiments of Jain and Wallace, 2019, with their protocol.
 
-    Deviation: the start token counts as one of the review's, and reviews of six words or fewer
-    stay; they leave both out.
+    The gradient is that of the probability times the input, with the attention held constant.
+    Gradients and leave-one-out changes of the probability are ranked by absolute value.
 
-    The gradient is that of the probability times the input, with the attention held; it and the
-    change of the probability as a word is left out count by their size.
+    Deviation: the start token counts as a token of the text, and texts of six words or fewer
+    are included; the authors leave both out.
 
     Raises:
-      UserError: the model's answers are not finite.
+      UserError: the logits are not finite.
     """
-    logits, attention = examiner.ask("attention", logits_and_attention)
+    logits, attention = evaluator.evaluate("attention", logits_and_attention)
     require_finite(logits, "these reviews")
-    gradient = np.abs(examiner.ask("gradient", GradientTimesInput(through_attention=False)))
-    fall = examiner.ask("leave one out", LeaveOneOut())
-    change = np.abs(sigmoid(logits)[:, None] - sigmoid(logits[:, None] - fall))
-    agree = partial(kendall, lengths=examiner.examples.lengths)
-    return JainWallace(
+    gradient = np.abs(evaluator.evaluate("gradient", GradientTimesInput(through_attention=False)))
+    logit_drop = evaluator.evaluate("leave one out", LeaveOneOut())
+    probabilities = evaluator.model.task.probabilities
+    before, after = probabilities(logits), probabilities(logits[:, None] - logit_drop)
+    change = np.abs(before[:, None, -1] - after[..., -1])
+    agreement = partial(kendall, lengths=evaluator.examples.lengths)
+    return AttentionMeasures(
         logits=logits,
-        greatest_weight=attention.max(axis=1),
-        permutation=examiner.ask("permutation", jain_wallace.permutation_change),
-        adversary=examiner.ask("adversaries", _greatest_divergence),
+        max_weight=attention.max(axis=1),
+        permutation=evaluator.evaluate("permutation", jain_wallace.permutation_change),
+        adversary=evaluator.evaluate("adversaries", _max_divergence),
         agreements={
-            "attention, gradient": agree(attention, gradient),
-            "attention, leave one out": agree(attention, change),
-            "gradient, leave one out": agree(gradient, change),
+            "attention, gradient": agreement(attention, gradient),
+            "attention, leave one out": agreement(attention, change),
+            "gradient, leave one out": agreement(gradient, change),
         },
-        seconds=examiner.seconds,
+        seconds=evaluator.seconds,
     )
 
 
 def logits_and_attention(
     model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
-) -> tuple[Float[Array, " b"], Attributed]:
-    """Returns what the model says, and where it looked."""
+) -> tuple[Float[Array, " b"], TokenWeights]:
+    """Returns the logits `[b]` and the attention weights `[b t]`."""
     del keys
     output = model(params, tokens, lengths)
     return output.logits, output.weights
 
 
-def _greatest_divergence(
+def _max_divergence(
     model: Model, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys
 ) -> Float[Array, " b"]:
-    return jain_wallace.adversaries(model, params, tokens, lengths, keys).greatest()
+    return jain_wallace.adversaries(model, params, tokens, lengths, keys).max_divergence()
 
 
-class Faithful(NamedTuple):
-    """How faithful an attribution is, a number a review."""
+class FaithfulnessMeasures(NamedTuple):
+    """The faithfulness of one attribution, per example; see `explain.faithfulness`."""
 
     comprehensiveness: np.ndarray
     sufficiency: np.ndarray
@@ -160,66 +168,76 @@ class Faithful(NamedTuple):
     infidelity: np.ndarray
 
 
-class Alike(NamedTuple):
-    """How far two attributions agree, by the size of their weights, a number a review."""
+class PairAgreement(NamedTuple):
+    """The agreement of two attributions by the absolute value of their weights, per example."""
 
     agreement: Agreement
-    overlap: np.ndarray  # share of the top TOP tokens that they have in common
+    overlap: np.ndarray
+    """Fraction of the `TOP` top-ranked tokens that both have in common."""
 
 
-class Attributions(NamedTuple):
-    """What was found about attributions, by name or pair of names."""
+class AttributionMeasures(NamedTuple):
+    """Measures of all attributions."""
 
-    faithful: dict[str, Faithful]
-    alike: dict[tuple[str, str], Alike]  # each pair once
-    completeness_errors: np.ndarray  # of integrated gradients, a review
+    faithfulness: dict[str, FaithfulnessMeasures]
+    """By attribution."""
+    agreements: dict[tuple[str, str], PairAgreement]
+    """By unordered pair of attributions."""
+    completeness_errors: np.ndarray
+    """Of integrated gradients, per example."""
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as plain JSON."""
-        pairs = [[*pair.agreement, pair.overlap] for pair in self.alike.values()]
+        """Returns the measures as plain JSON."""
+        pairs = [[*pair.agreement, pair.overlap] for pair in self.agreements.values()]
         return {
-            "names": list(self.faithful),
-            "faithful": np.array(list(self.faithful.values())).tolist(),
-            "alike": np.array(pairs).tolist(),
+            "names": list(self.faithfulness),
+            "faithfulness": np.array(list(self.faithfulness.values())).tolist(),
+            "agreements": np.array(pairs).tolist(),
             "completeness_errors": self.completeness_errors.tolist(),
         }
 
     @classmethod
-    def from_json(cls, parts: Sequence[dict[str, Any]]) -> "Attributions":
-        """Returns what `as_json` was called on, of some reviews and then of others."""
+    def from_json(cls, parts: Sequence[dict[str, Any]]) -> "AttributionMeasures":
+        """Inverts `as_json`, concatenating the measures of several sets of examples."""
 
         def joined(name: str) -> np.ndarray:
             return np.concatenate([np.array(part[name], np.float64) for part in parts], axis=-1)
 
         names: list[str] = parts[0]["names"]
         return cls(
-            {name: Faithful(*each) for name, each in zip(names, joined("faithful"), strict=True)},
             {
-                pair: Alike(Agreement(taus, p_values), overlap)
+                name: FaithfulnessMeasures(*measures)
+                for name, measures in zip(names, joined("faithfulness"), strict=True)
+            },
+            {
+                pair: PairAgreement(Agreement(taus, p_values), overlap)
                 for pair, (taus, p_values, overlap) in zip(
-                    itertools.combinations(names, 2), joined("alike"), strict=True
+                    itertools.combinations(names, 2), joined("agreements"), strict=True
                 )
             },
             joined("completeness_errors"),
         )
 
 
-def examine_attributions(
-    examiner: Examiner, attributions: Mapping[str, Attribution]
-) -> Attributions:
-    """Returns how faithful attributions are, and how far each two of them agree."""
-    lengths, names = examiner.examples.lengths, list(attributions)
-    weights, measured, errors = examiner.ask(
+def measure_attributions(
+    evaluator: Evaluator, attributions: Mapping[str, Attribution]
+) -> AttributionMeasures:
+    """Measures the faithfulness of every attribution and the agreement of every pair."""
+    lengths, names = evaluator.examples.lengths, list(attributions)
+    weights, faithfulness, errors = evaluator.evaluate(
         "attributions", partial(_measure, [attributions[name] for name in names])
     )
-    sizes = dict(zip(names, map(np.abs, weights), strict=True))
-    alike = {}
-    for name, other in itertools.combinations(names, 2):
-        one, two = sizes[name], sizes[other]
-        overlap = overlap_at(jnp.asarray(one), jnp.asarray(two), jnp.asarray(lengths), TOP)
-        alike[name, other] = Alike(kendall(one, two, lengths), np.asarray(overlap))
-    faithful = {name: Faithful(*each) for name, each in zip(names, measured, strict=True)}
-    return Attributions(faithful, alike, errors)
+    magnitudes = dict(zip(names, map(np.abs, weights), strict=True))
+    agreements = {}
+    for pair in itertools.combinations(names, 2):
+        first, second = (magnitudes[name] for name in pair)
+        overlap = overlap_at(jnp.asarray(first), jnp.asarray(second), jnp.asarray(lengths), TOP)
+        agreements[pair] = PairAgreement(kendall(first, second, lengths), np.asarray(overlap))
+    by_name = {
+        name: FaithfulnessMeasures(*measures)
+        for name, measures in zip(names, faithfulness, strict=True)
+    }
+    return AttributionMeasures(by_name, agreements, errors)
 
 
 def _measure(
@@ -229,23 +247,25 @@ def _measure(
     tokens: Tokens,
     lengths: Lengths,
     keys: Keys,
-) -> tuple[list[Attributed], list[tuple[Logits, ...]], Logits]:
-    """Returns weights, the fields of a `Faithful` for each attribution, and completeness errors."""
-    given = model, params, tokens, lengths
+) -> tuple[list[TokenWeights], list[tuple[Logits, ...]], Logits]:
+    """Returns weights and `FaithfulnessMeasures` per attribution, and completeness errors."""
+    inputs = model, params, tokens, lengths
     logits = model(params, tokens, lengths).logits
-    weights = [one(*given, keys) for one in attributions]
-    # Unsigned weights have no side: what they say of the logit is compared in size alone.
+    weights = [attribution(*inputs, keys) for attribution in attributions]
+    # Unsigned weights do not say which label a token supports: only their magnitude is compared
+    # with the change of the logit.
+    direction = model.task.toward_predicted(logits)
     signed = [
-        each if one.signed else jnp.sign(logits)[:, None] * each
-        for one, each in zip(attributions, weights, strict=True)
+        each if attribution.signed else direction[:, None] * each
+        for attribution, each in zip(attributions, weights, strict=True)
     ]
-    # The model's answers without some words are the same for each, and asked for once.
-    wrong = jax.vmap(lambda each: infidelity(*given, each, keys))(jnp.stack(signed))
-    measured, errors = [], jnp.zeros_like(logits)
-    for number, one in enumerate(attributions):
-        scores = toward_answer(weights[number], logits, signed=one.signed)
-        flips = fraction_to_flip(*given, scores)
-        measured.append((*aopc(*given, scores), flips, wrong[number]))
-        if isinstance(one, IntegratedGradients):
-            errors = completeness_error(*given, weights[number])
-    return weights, measured, errors
+    # vmap shares the logits of the perturbed inputs between the attributions.
+    infidelities = jax.vmap(lambda each: infidelity(*inputs, each, keys))(jnp.stack(signed))
+    measures, errors = [], jnp.zeros_like(logits)
+    for number, attribution in enumerate(attributions):
+        scores = toward_prediction(weights[number], direction, signed=attribution.signed)
+        flips = fraction_to_flip(*inputs, scores)
+        measures.append((*aopc(*inputs, scores), flips, infidelities[number]))
+        if isinstance(attribution, IntegratedGradients):
+            errors = completeness_error(*inputs, weights[number])
+    return weights, measures, errors

@@ -1,4 +1,4 @@
-"""An examination of several models as a folder: numbers, figures, and a report that shows both."""
+"""The report on several models as a folder: Markdown, one HTML file, and figures."""
 
 import base64
 import math
@@ -10,19 +10,19 @@ from markdown_it import MarkdownIt
 
 from bilstm_attn.explain.faithfulness import FRACTIONS
 from bilstm_attn.explain.html import label_of
-from bilstm_attn.nn.metrics import accuracy, roc_auc
 from bilstm_attn.runtime.files import write_atomically
-from bilstm_attn.studies.attention_as_explanation.figures import CAPTIONS, figures_of
-from bilstm_attn.studies.attention_as_explanation.measurements import TOP, Attributions
-from bilstm_attn.studies.attention_as_explanation.study_result import EVEN, Examined
+from bilstm_attn.studies.attention_as_explanation.figures import CAPTIONS, draw_figures
+from bilstm_attn.studies.attention_as_explanation.measurements import TOP, AttributionMeasures
+from bilstm_attn.studies.attention_as_explanation.study_result import UNIFORM, StudyResult
 
 SOURCE = (
-    "Published are Jain and Wallace's own outputs for IMDB, a BiLSTM with tanh attention, on "
-    "4,356 test reviews of fewer than 400 words (github.com/successar/AttentionExplanation, "
-    "graph_outputs: evaluate/imdb+lstm+tanh.json, CorrStats_kendalltau/imdb+lstm+tanh.csv, whose "
-    "rows carry crossed names, and the mean of the histogram eMaxJDS_Hist/imdb+lstm+tanh.svg). "
-    "Another run of theirs there has τ of attention .06 lower with gradient and .04 with leave one "
-    "out."
+    "Published values are computed from Jain and Wallace's own outputs for IMDB (a BiLSTM with "
+    "tanh attention, 4,356 test reviews of fewer than 400 words) in the folder graph_outputs of "
+    "github.com/successar/AttentionExplanation: evaluate/imdb+lstm+tanh.json; "
+    "CorrStats_kendalltau/imdb+lstm+tanh.csv, whose row names are interchanged; and the mean of "
+    "the histogram eMaxJDS_Hist/imdb+lstm+tanh.svg. Another of their runs, in the same folder, has "
+    "a τ between attention and gradient that is .06 lower, and between attention and leave one out "
+    "that is .04 lower."
 )
 PUBLISHED = {
     "accuracy": ".898",
@@ -32,37 +32,38 @@ PUBLISHED = {
     "τ gradient, leave one out": ".517 ± .100",
     "ε-max JSD, mean": ".587",
 }
-
-
 ABOUT_MEASURES = (
-    "Words are deleted from the top: comprehensiveness is how far the answer's probability falls "
-    f"without the top {', '.join(f'{100 * each:g}' for each in FRACTIONS)} %, sufficiency how far "
-    "with these alone, each the mean over these shares; share to flip is the least of fifty "
-    "without which the answer is the other one, 1 where none is. Infidelity is the squared error "
-    "of an attribution, scaled as suits it best in each review, for the logit's change when half "
-    "of the words' vectors are zero."
+    "Comprehensiveness is the drop in the predicted label's probability when the top "
+    f"{', '.join(f'{100 * fraction:g}' for fraction in FRACTIONS)} % of the tokens are deleted, "
+    "sufficiency the drop when only these are kept, each averaged over these fractions. Fraction "
+    "to flip is the smallest fraction of the tokens, out of fifty, whose deletion changes the "
+    "predicted label; 1 if none does. Infidelity is the squared error with which an attribution, "
+    "scaled optimally per example, predicts the change of the logit when half of the word vectors "
+    "are set to zero."
 )
 ABOUT_ADVERSARIES = (
-    "An adversary of λ 0 is asked for the base's answers alone: what it changes is what its "
-    "training fell short of, and the others' may be no less. A λ here is twice that of Wiegreffe "
-    "and Pinter's code."
+    "With λ = 0 the adversary only has to match the base model's predictions, so its change of "
+    "probability is the error floor of this training budget; read the other rows against it. A λ "
+    "here is twice that of Wiegreffe and Pinter's code."
+)
+NO_CLOSE_ADVERSARY = (
+    "No adversary matches the base model's predictions even as closely as the model with uniform "
+    "attention does; the guided perceptron uses the attention of the closest adversary."
 )
 
 
-def headline(examined: Examined) -> dict[str, str]:
-    """Returns the figures that were published for Jain and Wallace's model, of this one."""
-    attention = examined.attention
-    found = {
-        "accuracy": _short(accuracy(attention.logits, examined.labels)),
-        "ROC-AUC": _short(roc_auc(attention.logits, examined.labels)),
-    }
-    for name, one in attention.agreements.items():
-        found[f"τ {name}"] = f"{_short(one.mean)} ± {_short(one.spread)}"
-    return found | {"ε-max JSD, mean": _short(attention.adversary.mean())}
+def headline(result: StudyResult) -> dict[str, str]:
+    """Returns the quantities that were published for Jain and Wallace's model."""
+    attention = result.attention
+    metrics = result.task.measure(attention.logits, result.labels)
+    values = {"accuracy": _short(metrics["accuracy"]), "ROC-AUC": _short(metrics["roc_auc"])}
+    for name, agreement in attention.agreements.items():
+        values[f"τ {name}"] = f"{_short(agreement.mean)} ± {_short(agreement.spread)}"
+    return values | {"ε-max JSD, mean": _short(attention.adversary.mean())}
 
 
 def _short(value: float) -> str:
-    """Returns it as the published figures are written.
+    """Formats a number like the published values.
 
     >>> _short(0.4372), _short(-0.061), _short(math.nan)
     ('.437', '-.061', '–')
@@ -72,84 +73,92 @@ def _short(value: float) -> str:
     return ("-" if value < 0 else "") + f"{abs(value):.3f}".removeprefix("0")
 
 
-def write_report(models: Sequence[Examined], folder: Path) -> None:
+def write_report(results: Sequence[StudyResult], folder: Path) -> None:
     """Writes `report.md`, `report.html` and the figures into a folder.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: a file cannot be written.
     """
-    figures = {one.name: figures_of(one) for one in models}
+    figures = {result.name: draw_figures(result) for result in results}
     for number, drawn in enumerate(figures.values(), 1):
         for figure, data in drawn.items():
             write_atomically(folder / f"{number}-{figure}.png", data)
-    text = markdown(models, figures)
+    text = markdown(results, figures)
     write_atomically(folder / "report.md", text.encode())
     write_atomically(folder / "report.html", as_html(text, figures).encode())
 
 
-def markdown(models: Sequence[Examined], figures: dict[str, dict[str, bytes]]) -> str:
-    """Returns the report."""
+def markdown(results: Sequence[StudyResult], figures: dict[str, dict[str, bytes]]) -> str:
+    """Returns the report as Markdown; `figures` are PNGs by model and figure name."""
     lines = ["# Is attention an explanation?", ""]
-    lines += [f"- **{one.name}**: {one.about}" for one in models]
-    found = {one.name: headline(one) for one in models}
-    lines += ["", f"± is the standard deviation over reviews. {SOURCE}", ""]
+    lines += [f"- **{result.name}**: {result.description}" for result in results]
+    values = {result.name: headline(result) for result in results}
+    lines += ["", f"± is the standard deviation over examples. {SOURCE}", ""]
     rows = [
-        [name, published, *(found[one.name][name] for one in models)]
-        for name, published in PUBLISHED.items()
+        [quantity, published, *(values[result.name][quantity] for result in results)]
+        for quantity, published in PUBLISHED.items()
     ]
-    lines += _table(["", "published", *found], rows)
-    for number, one in enumerate(models, 1):
-        lines += ["", f"## {one.name}", ""]
-        for name, each in one.attention.agreements.items():
-            share = f"{100 * each.significant:.0f} %"
-            lines.append(f"- τ of {name}: p ≤ 0.05 in {share} of the reviews")
-        median = np.median(one.attention.permutation)
-        lines.append(f"- median over reviews of the change by permutation: {median:.4f}")
-        for name in figures[one.name]:
+    lines += _table(["", "published", *values], rows)
+    for number, result in enumerate(results, 1):
+        lines += ["", f"## {result.name}", "", *_attention(result)]
+        for name in figures[result.name]:
             lines += ["", f"![{CAPTIONS[name]}]({number}-{name}.png)", "", CAPTIONS[name]]
-        lines += _attributions(one.attributions)
-        trained = [*one.trained, *(each for _, each in one.trade_off)]
-        if trained:
-            lines += ["", "### Models trained beside it", ""]
-            if not one.seeds:
-                lines += ["No finished run of the recipe with another seed lay beside it.", ""]
-            rows = [
-                [
-                    each.name,
-                    f"{each.accuracy:.3f}",
-                    "–" if each.divergence is None else f"{each.divergence:.3f}",
-                    f"{each.change:.3f}",
-                ]
-                for each in trained
-            ]
-            lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
-            if one.trade_off:
-                lines += ["", ABOUT_ADVERSARIES]
-            changes = {each.name: each.change for each in trained}
-            if one.trade_off and min(each.change for _, each in one.trade_off) > changes[EVEN]:
-                lines += [
-                    "",
-                    "No adversary answers as the model does, not even as nearly as one with even "
-                    "attention; the perceptron is under the attention of the nearest.",
-                ]
-        lines += _times(one)
+        lines += _attributions(result.attributions)
+        lines += _auxiliary(result)
+        lines += _times(result)
     return "\n".join(lines) + "\n"
 
 
-def _attributions(found: Attributions) -> list[str]:
-    """Returns the tables of how faithful attributions are, and how far they agree."""
-    names, errors = list(found.faithful), found.completeness_errors
-    head = ["", "comprehensiveness ↑", "sufficiency ↓", "share to flip ↓", "infidelity ↓"]
+def _attention(result: StudyResult) -> list[str]:
+    """Returns the list of what Jain and Wallace's experiments show."""
+    lines = [
+        f"- τ of {name}: p ≤ 0.05 for {100 * agreement.significant:.0f} % of the examples"
+        for name, agreement in result.attention.agreements.items()
+    ]
+    median = np.median(result.attention.permutation)
+    return [*lines, f"- median over examples of the change by permutation: {median:.4f}"]
+
+
+def _auxiliary(result: StudyResult) -> list[str]:
+    """Returns the table of auxiliary models, and notes on it."""
+    models = [*result.auxiliary, *(model for _, model in result.trade_off)]
+    if not models:
+        return []
+    lines = ["", "### Auxiliary models", ""]
+    if not result.other_seeds:
+        lines += ["There is no finished run of this recipe with another seed.", ""]
     rows = [
-        [label_of(name), *(f"{measure.mean():.3f}" for measure in each)]
-        for name, each in found.faithful.items()
+        [
+            model.name,
+            f"{model.accuracy:.3f}",
+            "–" if model.divergence is None else f"{model.divergence:.3f}",
+            f"{model.probability_change:.3f}",
+        ]
+        for model in models
+    ]
+    lines += _table(["", "accuracy", "JSD of attention", "change of probability"], rows)
+    if result.trade_off:
+        lines += ["", ABOUT_ADVERSARIES]
+        changes = {model.name: model.probability_change for model in models}
+        if min(model.probability_change for _, model in result.trade_off) > changes[UNIFORM]:
+            lines += ["", NO_CLOSE_ADVERSARY]
+    return lines
+
+
+def _attributions(measures: AttributionMeasures) -> list[str]:
+    """Returns the tables of the attributions' faithfulness and agreement."""
+    names, errors = list(measures.faithfulness), measures.completeness_errors
+    head = ["", "comprehensiveness ↑", "sufficiency ↓", "fraction to flip ↓", "infidelity ↓"]
+    rows = [
+        [label_of(name), *(f"{values.mean():.3f}" for values in each)]
+        for name, each in measures.faithfulness.items()
     ]
 
     def cell(row: int, column: int) -> str:
         if row == column:
             return ""
         first, second = sorted([row, column])
-        agreement, overlap = found.alike[names[first], names[second]]
+        agreement, overlap = measures.agreements[names[first], names[second]]
         return (
             f"{agreement.mean:.2f} ({100 * agreement.significant:.0f} %)"
             if row < column
@@ -158,17 +167,19 @@ def _attributions(found: Attributions) -> list[str]:
 
     return [
         "",
-        "### How faithful each attribution is",
+        "### Faithfulness of each attribution",
         "",
-        f"Means over {len(errors):,} reviews; ↑ higher is better, ↓ lower is. " + ABOUT_MEASURES,
+        f"Means over {len(errors):,} examples; ↑ higher is better, ↓ lower is better. "
+        + ABOUT_MEASURES,
         "",
-        "Integrated gradients add up to the logit's change to within "
-        f"{np.percentile(errors, 90):.2g} in nine of ten reviews, {errors.max():.2g} in the worst.",
+        "Completeness error of integrated gradients (the attributions' sum against the change of "
+        f"the logit): 90th percentile {np.percentile(errors, 90):.2g}, maximum {errors.max():.2g}.",
         "",
         *_table(head, rows),
         "",
-        "How far they agree: above the diagonal Kendall's τ and the share of reviews with "
-        f"p ≤ 0.05; below it the share of the top {TOP} tokens that two have in common.",
+        "Agreement of the attributions. Above the diagonal: Kendall's τ, with the fraction of "
+        f"examples with p ≤ 0.05. Below it: the fraction of the top {TOP} tokens that two "
+        "attributions share.",
         "",
         *_table(
             ["", *map(label_of, names)],
@@ -180,32 +191,39 @@ def _attributions(found: Attributions) -> list[str]:
     ]
 
 
-def _times(examined: Examined) -> list[str]:
-    """Returns the table of what the experiments took, beside loops over words and draws."""
-    reviews, few = len(examined.labels), len(examined.attributions.completeness_errors)
+def _times(result: StudyResult) -> list[str]:
+    """Returns the table of computation times, compared with the reference loops."""
+    examples, some = len(result.labels), len(result.attributions.completeness_errors)
 
-    def all_of(names: Callable[[str], bool]) -> float:
-        return sum(value for name, value in examined.seconds.items() if names(name))
+    def total_of(matches: Callable[[str], bool]) -> float:
+        return sum(value for name, value in result.seconds.items() if matches(name))
 
-    everything = all_of(lambda name: not name.startswith("naive"))
-    attributions = all_of(lambda name: name.startswith("attributions"))
-    experiments = examined.attention.seconds
-    beside = everything - attributions - sum(experiments.values())
+    total = total_of(lambda name: not name.startswith("reference"))
+    attributions = total_of(lambda name: name.startswith("attributions"))
+    experiments = result.attention.seconds
+    auxiliary = total - attributions - sum(experiments.values())
 
-    def row(name: str, value: float, of: int, naive: float | None) -> list[str]:
-        each = value / of
-        loops = ["–", "–"] if naive is None else [f"{naive:.2f}", f"{naive / each:.0f}"]
-        return [name, f"{value:.0f}", f"{each:.3f}", *loops]
+    def row(name: str, seconds: float, count: int, loop: float | None) -> list[str]:
+        each = seconds / count
+        loops = ["–", "–"] if loop is None else [f"{loop:.2f}", f"{loop / each:.0f}"]
+        return [name, f"{seconds:.0f}", f"{each:.3f}", *loops]
 
     rows = [
-        row(name, value, reviews, examined.naive.get(name)) for name, value in experiments.items()
+        row(name, seconds, examples, result.loop_seconds.get(name))
+        for name, seconds in experiments.items()
     ]
-    name = f"attributions and their faithfulness, of {few:,}"
-    rows.append(row(name, attributions, few, examined.naive.get("attributions")))
-    if examined.trained:
-        rows.append(["models trained beside it", f"{beside:.0f}", "–", "–", "–"])
-    rows.append(["everything", f"{everything:.0f}", "–", "–", "–"])
-    head = ["seconds", f"{reviews:,} reviews", "a review", "a review, naive loop", "times as long"]
+    name = f"attributions and their faithfulness, {some:,} examples"
+    rows.append(row(name, attributions, some, result.loop_seconds.get("attributions")))
+    if result.auxiliary:
+        rows.append(["auxiliary models", f"{auxiliary:.0f}", "–", "–", "–"])
+    rows.append(["total", f"{total:.0f}", "–", "–", "–"])
+    head = [
+        "seconds",
+        f"{examples:,} examples",
+        "per example",
+        "per example, reference loop",
+        "speed-up",
+    ]
     return ["", "### Time", "", *_table(head, rows)]
 
 
@@ -226,7 +244,7 @@ img { max-width: 100%; background: #fff; border-radius: 6px; }
 
 
 def as_html(text: str, figures: dict[str, dict[str, bytes]]) -> str:
-    """Returns the report's Markdown as one HTML file, its pictures in it."""
+    """Returns the report's Markdown as one HTML file with inline figures."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for number, drawn in enumerate(figures.values(), 1):
         for figure, data in drawn.items():

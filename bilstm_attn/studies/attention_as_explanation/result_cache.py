@@ -1,4 +1,4 @@
-"""What was found, kept piece by piece, so that what was stopped goes on where it was."""
+"""A cache of finished results on disk, so that an interrupted study resumes."""
 
 import json
 import time
@@ -10,31 +10,36 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.runtime.files import write_atomically
 
 
-class Kept:
-    """Pieces of plain JSON in a folder: each is made once."""
+class ResultCache:
+    """Named results in a folder, one JSON file each."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.seconds: dict[str, float] = {}  # that each piece took
+        self.seconds: dict[str, float] = {}
+        """Seconds that computing each result took."""
 
     def path(self, name: str) -> Path:
-        """Returns where a piece is kept."""
+        """Returns the file of a result."""
         return self.folder / f"{name.replace(' ', '-')}.json"
 
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns the piece called `name`, which `make` makes if it is not there yet.
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns the cached result called `name`, computing and storing it if it is missing.
+
+        Args:
+          name: identifies the result; spaces become hyphens in the file name.
+          compute: returns the result as plain JSON.
 
         Raises:
-          UserError: the piece is damaged.
+          UserError: the file is damaged.
         """
-        path, begun = self.path(name), time.perf_counter()
+        path, start = self.path(name), time.perf_counter()
         if not path.exists():
-            found = make()
-            piece = {"seconds": time.perf_counter() - begun, "found": found}
-            write_atomically(path, json.dumps(piece).encode())
+            result = compute()
+            record = {"seconds": time.perf_counter() - start, "result": result}
+            write_atomically(path, json.dumps(record).encode())
         try:
-            piece = json.loads(path.read_bytes())
-            self.seconds[name] = piece["seconds"]
-            return piece["found"]
+            record = json.loads(path.read_bytes())
+            self.seconds[name] = record["seconds"]
+            return record["result"]
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path} is damaged; delete it, and it is made again") from None
+            raise UserError(f"{path} is damaged; delete it to compute it again") from None

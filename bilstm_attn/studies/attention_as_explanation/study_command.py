@@ -1,24 +1,21 @@
-"""What `scripts/study_attention.py` does: puts runs through everything, and writes the report.
+"""The study command: measures each run, trains its auxiliary models and writes the report.
 
-What was found about a run is kept beside it, piece by piece, so that an examination that was
-stopped goes on where it was.
+Results are cached in the run folder, so an interrupted study resumes.
 """
 
-import math
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from bilstm_attn.config import BackendChoice, require, require_seed
+from bilstm_attn.config import require
 from bilstm_attn.data.splits import split_examples
-from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.data.token_cache import prepare_tokens
 from bilstm_attn.data.vocabulary import clip
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.explained import FEWEST_AT_ONCE
-from bilstm_attn.inference.exported import load_model
+from bilstm_attn.explain.explanation import SMALL_BATCH_SIZE
+from bilstm_attn.inference.exported import Exported, load_model
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
@@ -28,173 +25,186 @@ from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.files import text_sha256
 from bilstm_attn.runtime.prng import numpy_generator
 from bilstm_attn.studies.attention_as_explanation.auxiliary_models import (
-    AdversaryStart,
-    Companions,
-    furthest,
-    other_seeds,
+    AuxiliaryModels,
+    compare_other_seeds,
+    furthest_adversary,
 )
 from bilstm_attn.studies.attention_as_explanation.measurements import (
-    Attributions,
-    JainWallace,
-    examine_attention,
-    examine_attributions,
+    AttentionMeasures,
+    AttributionMeasures,
+    measure_attention,
+    measure_attributions,
 )
-from bilstm_attn.studies.attention_as_explanation.reference_loops import time_naive
+from bilstm_attn.studies.attention_as_explanation.reference_loops import time_reference_loops
 from bilstm_attn.studies.attention_as_explanation.report import write_report
-from bilstm_attn.studies.attention_as_explanation.result_cache import Kept
-from bilstm_attn.studies.attention_as_explanation.study_result import EVEN, Examined, TradeOff
-from bilstm_attn.studies.attention_as_explanation.study_run import Subject, digest_of_model, take
+from bilstm_attn.studies.attention_as_explanation.result_cache import ResultCache
+from bilstm_attn.studies.attention_as_explanation.study_options import StudyOptions
+from bilstm_attn.studies.attention_as_explanation.study_result import (
+    UNIFORM,
+    StudyResult,
+    TradeOff,
+)
+from bilstm_attn.studies.attention_as_explanation.study_run import StudyRun, model_digest, take
 from bilstm_attn.training.run_dir import RunDir
 
-PART = 1000  # reviews, at most, that are asked about everything before it is kept
-SAMPLE = 4  # reviews for which naive loops are timed
-FORM = 3  # of what is kept; one more where an experiment changes its numbers
+PART_EXAMPLES = 1000  # examples per cached part of the attribution measures
+TIMED_EXAMPLES = 4  # examples on which the reference loops are timed
+FORMAT = 4  # of the cached results; raise it when their names or numbers change
 
 
-def run_examination(
-    folders: Sequence[Path],
-    *,
-    out: Path | None,
-    limit: int,
-    few: int,
-    seed: int,
-    strengths: Sequence[float],
-    epochs: int | None,
-    adversary_epochs: int | None,
-    adversary_start: AdversaryStart,
-    locations: DataLocations,
-    devices: int | None,
-    backend: BackendChoice,
-) -> int:
-    """Examines runs on the test split and writes the report; returns the exit status.
+def run_study(options: StudyOptions) -> int:
+    """Studies runs on the test split and writes the report; returns the exit status.
 
     Raises:
-      UserError: a run has no attention, or no test split, or is none; says what to do.
+      UserError: an option is out of range, or a run is missing, or has no attention or test split.
     """
-    require(bool(folders), "give at least one run's folder")
-    require(limit > 0, f"--limit must be above 0, got {limit}")
-    require_seed(seed)
-    require(few > 0, f"--few must be above 0, got {few}")
-    require(epochs is None or epochs >= 0, f"--epochs must be at least 0, got {epochs}")
-    require(
-        adversary_epochs is None or adversary_epochs > 0,
-        f"--adversary-epochs must be above 0, got {adversary_epochs}",
-    )
-    for one in strengths:
-        require(0 <= one < math.inf, f"--strengths must be finite and at least 0, got {one}")
+    options.check()
     console = Console()
-    runs = [RunDir(folder) for folder in folders]
-    loaded = [load_model(run.exported()) for run in runs]
-    for run, exported in zip(runs, loaded, strict=True):
-        pooling = exported.config.model.pooling
-        require(
-            POOLINGS[pooling].uses_attention,
-            f"{run.folder} has no attention to examine: its pooling is {pooling!r}; give a run "
-            "whose pooling is 'attention'",
-        )
-    names = [exported.config.name for exported in loaded]
+    run_dirs = [RunDir(folder) for folder in options.run]
+    models = [load_model(run_dir.exported()) for run_dir in run_dirs]
+    for run_dir, exported in zip(run_dirs, models, strict=True):
+        require_attention(run_dir, exported)
+    names = [exported.config.name for exported in models]
     require(
         len(set(names)) == len(names),
-        f"the runs must have names of their own, got {', '.join(names)}; other seeds beside a run "
-        "are compared with it",
+        f"run names must be distinct, got {', '.join(names)}; other seeds of a run are compared "
+        "automatically",
     )
-    groups = [exported.config.data.group_size for exported in loaded]
-    mesh = make_mesh(int(np.gcd.reduce([FEWEST_AT_ONCE, *groups])), devices)
+    group_sizes = [exported.config.data.group_size for exported in models]
+    mesh = make_mesh(int(np.gcd.reduce([SMALL_BATCH_SIZE, *group_sizes])), options.devices)
     enable_compile_cache(console.print)
-    found = []
-    for run, exported in zip(runs, loaded, strict=True):
-        tokens = prepare_tokens(exported.config.data.dataset, locations, console)
-        require(
-            "test" in tokens.splits,
-            f"{exported.config.data.dataset} has no test split to examine {run.folder} on; give a "
-            "run that was trained on imdb",
+    results = []
+    for run_dir, exported in zip(run_dirs, models, strict=True):
+        study_run = open_study_run(run_dir, exported, options, mesh, console)
+        epochs = exported.config.train.epochs if options.epochs is None else options.epochs
+        auxiliary_models = AuxiliaryModels(
+            study_run, epochs, options.adversary_epochs or epochs, options.adversary_start
         )
-        model = Model(
-            exported.config.model,
-            exported.vocabulary.size,
-            choose_backend(backend, exported.config, console.print),
-        )
-        whole = split_examples(tokens, "test", exported.vocabulary, exported.config)
-        drawn = np.sort(numpy_generator(seed, "examine").permutation(whole.size)[:limit])
-        of_what = f"{digest_of_model(run)}-{tokens.meta['sha256'][:12]}-form{FORM}"
-        setting = f"{of_what}-{len(drawn)}-reviews-seed{seed}"
-        kept = Kept(run.folder / "examination" / setting)
-        subject = Subject(run, exported, tokens, model, take(whole, drawn), mesh, console, kept)
-        number = exported.config.train.epochs if epochs is None else epochs
-        companions = Companions(subject, number, adversary_epochs or number, adversary_start)
-        about = (
-            f"seed {exported.config.seed}, on {len(drawn):,} test reviews of "
-            f"{exported.config.data.dataset}, drawn with seed {seed}"
-        )
-        if number:
-            about += f"; epochs of models trained beside it: {number}"
-        if number and strengths:
-            about += f", of adversaries: {companions.adversary_epochs}, from {adversary_start}"
-        few_of_them = np.sort(numpy_generator(seed, "few").permutation(len(drawn))[:few])
-        found.append(examine(subject, companions, strengths, few_of_them, about))
-    out = out or runs[0].folder / "attention"
-    write_report(found, out)
-    console.print(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures beside them")
+        results.append(study_model(study_run, auxiliary_models, options))
+    out = options.out or run_dirs[0].folder / "attention"
+    write_report(results, out)
+    console.print(f"wrote {out / 'report.md'}, {out / 'report.html'} and the figures")
     return 0
 
 
-def examine(
-    subject: Subject,
-    companions: Companions,
-    strengths: Sequence[float],
-    few: np.ndarray,
-    about: str,
-) -> Examined:
-    """Returns everything about a run; what is kept, from there.
-
-    Args:
-      strengths: of the adversaries to train.
-      few: of which reviews everything is asked of every attribution.
-      about: what the report says of the run.
-
-    Raises:
-      UserError: a kept piece is damaged, the data are not those of the run, or answers are not
-        finite.
-    """
-    kept, own = subject.kept, subject.asking()
-    attention = kept("attention", lambda: examine_attention(own).as_json())
-    everyone = {name: make() for name, make in ATTRIBUTIONS.items()}
-    which = text_sha256(repr(everyone))[:8]
-
-    def measure(part: np.ndarray) -> dict[str, Any]:
-        some = subject.asking(examples=take(subject.examples, part))
-        return examine_attributions(some, everyone).as_json()
-
-    attributions = [
-        kept(f"attributions {which} {len(few)} part {number}", partial(measure, part))
-        for number, part in enumerate(np.array_split(few, -(-len(few) // PART)), 1)
-    ]
-    naive, trained = kept("naive loops", lambda: _time_naive(subject)), other_seeds(subject)
-    trade_off: TradeOff = []
-    if companions.epochs:
-        trained += companions.labelled()
-        trade_off = companions.adversaries(strengths)
-    if trade_off:
-        even = next(one for one in trained if one.name == EVEN)
-        trained.append(companions.misled(furthest(trade_off, within=even.change)))
-    return Examined(
-        subject.config.name,
-        about,
-        subject.examples.labels,
-        JainWallace.from_json(attention),
-        Attributions.from_json(attributions),
-        naive,
-        trained,
-        trade_off,
-        kept.seconds,
+def require_attention(run_dir: RunDir, exported: Exported) -> None:
+    """Raises a `UserError` if the model's pooling uses no attention."""
+    pooling = exported.config.model.pooling
+    require(
+        POOLINGS[pooling].uses_attention,
+        f"{run_dir.folder} has no attention to study: its pooling is {pooling!r}; give a run "
+        "whose pooling is 'attention'",
     )
 
 
-def _time_naive(subject: Subject) -> dict[str, float]:
-    """Returns the mean seconds that loops over words and draws take for a review."""
-    most, examples = subject.config.data.max_tokens, subject.examples
-    sample = take(examples, np.linspace(0, examples.size - 1, SAMPLE).astype(int))
+def open_study_run(
+    run_dir: RunDir, exported: Exported, options: StudyOptions, mesh: Mesh, console: Console
+) -> StudyRun:
+    """Returns the run with the test examples drawn by the options' seed, and its result cache.
+
+    Raises:
+      UserError: the data set has no test split.
+    """
+    config = exported.config
+    tokens = prepare_tokens(config.data.dataset, options.locations, console)
+    require(
+        "test" in tokens.splits,
+        f"{config.data.dataset} has no test split to study {run_dir.folder} on; give a run that "
+        "was trained on imdb",
+    )
+    backend = choose_backend(options.backend, config, console.print)
+    model = Model(config.model, exported.vocabulary.size, backend)
+    test = split_examples(tokens, "test", exported.vocabulary, config)
+    order = numpy_generator(options.seed, "examine").permutation(test.size)
+    rows = np.sort(order[: options.limit])
+    inputs = f"{model_digest(run_dir)}-{tokens.meta['sha256'][:12]}-format{FORMAT}"
+    cache = ResultCache(
+        run_dir.folder / "study" / f"{inputs}-{len(rows)}-examples-seed{options.seed}"
+    )
+    return StudyRun(run_dir, exported, tokens, model, take(test, rows), mesh, console, cache)
+
+
+def study_model(
+    study_run: StudyRun, auxiliary_models: AuxiliaryModels, options: StudyOptions
+) -> StudyResult:
+    """Returns all results for a run; cached ones are read, the others computed and cached.
+
+    Raises:
+      UserError: a cached result is damaged, the data differ from the run's, or logits are not
+        finite.
+    """
+    cache = study_run.cache
+    attention = cache.get("attention", lambda: measure_attention(study_run.evaluator()).as_json())
+    attributions = measure_in_parts(study_run, options)
+    loop_seconds = cache.get("reference loops", lambda: _time_reference_loops(study_run))
+    auxiliary = compare_other_seeds(study_run)
+    trade_off: TradeOff = []
+    if auxiliary_models.epochs:
+        auxiliary += auxiliary_models.trained_on_labels()
+        trade_off = auxiliary_models.adversaries(options.strengths)
+    if trade_off:
+        uniform = next(model for model in auxiliary if model.name == UNIFORM)
+        strength = furthest_adversary(trade_off, within=uniform.probability_change)
+        auxiliary.append(auxiliary_models.guided_by_adversary(strength))
+    return StudyResult(
+        study_run.config.name,
+        describe(study_run, auxiliary_models, options),
+        study_run.model.task,
+        study_run.examples.labels,
+        AttentionMeasures.from_json(attention),
+        attributions,
+        loop_seconds,
+        auxiliary,
+        trade_off,
+        cache.seconds,
+    )
+
+
+def measure_in_parts(study_run: StudyRun, options: StudyOptions) -> AttributionMeasures:
+    """Measures every attribution on `options.attribution_examples`, cached part by part."""
+    attributions = {name: make() for name, make in ATTRIBUTIONS.items()}
+    digest = text_sha256(repr(attributions))[:8]
+    order = numpy_generator(options.seed, "few").permutation(study_run.examples.size)
+    rows = np.sort(order[: options.attribution_examples])
+
+    def measure(part: np.ndarray) -> dict[str, Any]:
+        evaluator = study_run.evaluator(examples=take(study_run.examples, part))
+        return measure_attributions(evaluator, attributions).as_json()
+
+    parts = np.array_split(rows, -(-len(rows) // PART_EXAMPLES))
+    return AttributionMeasures.from_json(
+        [
+            study_run.cache.get(
+                f"attributions {digest} {len(rows)} part {number}", partial(measure, part)
+            )
+            for number, part in enumerate(parts, 1)
+        ]
+    )
+
+
+def describe(study_run: StudyRun, auxiliary_models: AuxiliaryModels, options: StudyOptions) -> str:
+    """Returns the report's line on the run: seed, examples, epochs of the auxiliary models."""
+    config, epochs = study_run.config, auxiliary_models.epochs
+    text = (
+        f"seed {config.seed}; {study_run.examples.size:,} test examples of "
+        f"{config.data.dataset}, drawn with seed {options.seed}"
+    )
+    if epochs:
+        text += f"; auxiliary models trained for {epochs} epochs"
+    if epochs and options.strengths:
+        start = {"base": "the base model", "random": "random parameters"}[options.adversary_start]
+        text += f"; adversaries for {auxiliary_models.adversary_epochs}, starting from {start}"
+    return text
+
+
+def _time_reference_loops(study_run: StudyRun) -> dict[str, float]:
+    """Returns the mean seconds per example of the reference loops."""
+    max_tokens, examples = study_run.config.data.max_tokens, study_run.examples
+    rows = np.linspace(0, examples.size - 1, TIMED_EXAMPLES).astype(int)
+    sample = take(examples, rows)
     bounds = zip(sample.starts, sample.stops, strict=True)
-    reviews = [clip(sample.ids[slice(*each)], most) for each in bounds]
-    subject.console.print(f"{subject.config.name}: timing naive loops over {len(reviews)} reviews")
-    return time_naive(subject.model, subject.exported.params, most, reviews)
+    texts = [clip(sample.ids[start:stop], max_tokens) for start, stop in bounds]
+    study_run.console.print(
+        f"{study_run.config.name}: timing the reference loops on {len(texts)} examples"
+    )
+    return time_reference_loops(study_run.model, study_run.exported.params, max_tokens, texts)

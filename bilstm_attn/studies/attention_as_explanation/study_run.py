@@ -1,4 +1,4 @@
-"""A run that is examined: its model, the reviews it is asked about, and how others are judged."""
+"""The run under study: its model, the examples it is evaluated on, and comparisons with it."""
 
 import dataclasses
 from functools import cached_property
@@ -13,54 +13,56 @@ from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.token_cache import TokenCache
 from bilstm_attn.inference.evaluate import require_finite
 from bilstm_attn.inference.exported import Exported
-from bilstm_attn.nn.metrics import accuracy, sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.files import file_sha256
 from bilstm_attn.studies.attention_as_explanation.jain_wallace import jensen_shannon
-from bilstm_attn.studies.attention_as_explanation.measurements import Examiner, logits_and_attention
-from bilstm_attn.studies.attention_as_explanation.result_cache import Kept
+from bilstm_attn.studies.attention_as_explanation.measurements import (
+    Evaluator,
+    logits_and_attention,
+)
+from bilstm_attn.studies.attention_as_explanation.result_cache import ResultCache
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.types import Params
 
 
-def digest_of_model(run: RunDir) -> str:
-    """Returns what tells a run's exported model from others."""
-    return file_sha256(run.model)[:12]
+def model_digest(run_dir: RunDir) -> str:
+    """Returns a short digest of the exported model."""
+    return file_sha256(run_dir.model)[:12]
 
 
-def take(examples: Examples, chosen: np.ndarray) -> Examples:
-    """Returns some of the examples."""
-    each = {name: getattr(examples, name)[chosen] for name in Examples._fields if name != "ids"}
-    return examples._replace(**each)
+def take(examples: Examples, rows: np.ndarray) -> Examples:
+    """Returns the examples at the given indices."""
+    fields = {name: getattr(examples, name)[rows] for name in Examples._fields if name != "ids"}
+    return examples._replace(**fields)
 
 
 @dataclasses.dataclass
-class Subject:
-    """A run that is examined, on some test reviews."""
+class StudyRun:
+    """The run under study, and the test examples it is evaluated on."""
 
-    run: RunDir
+    run_dir: RunDir
     exported: Exported
     tokens: TokenCache
     model: Model
     examples: Examples
     mesh: Mesh
     console: Console
-    kept: Kept
+    cache: ResultCache
 
     @property
     def config(self) -> Config:
-        """The run's."""
+        """The run's config."""
         return self.exported.config
 
-    def asking(
+    def evaluator(
         self,
         model: Model | None = None,
         params: Params | None = None,
         examples: Examples | None = None,
-    ) -> Examiner:
-        """Returns who asks a model about some reviews: the run's own, about its own."""
-        return Examiner(
+    ) -> Evaluator:
+        """Returns an evaluator for a model on some examples; by default this run's own."""
+        return Evaluator(
             model or self.model,
             self.exported.params if params is None else params,
             examples or self.examples,
@@ -69,21 +71,30 @@ class Subject:
             self.console,
         )
 
-    def judge(self, name: str, logits: np.ndarray, attention: np.ndarray | None) -> list[Any]:
-        """Returns the fields of a `findings.Trained`, of what a model says of these reviews.
+    def compare(self, name: str, logits: np.ndarray, attention: np.ndarray | None) -> list[Any]:
+        """Returns the fields of a `ModelComparison` with this run's own model, as plain JSON.
+
+        Args:
+          name: of the other model.
+          logits: its logits `[n]` on the studied examples.
+          attention: its attention weights `[n t]`, or None if it has none of its own.
 
         Raises:
-          UserError: the model's answers are not finite.
+          UserError: the logits are not finite.
         """
         require_finite(logits, f"these reviews ({name})")
-        own, weights = self._said
-        change = float(np.abs(sigmoid(logits) - sigmoid(own)).mean())
-        right, apart = accuracy(logits, self.examples.labels), None
+        base_logits, base_attention = self._base_outputs
+        task = self.model.task
+        probabilities, base = (task.probabilities(each)[:, -1] for each in (logits, base_logits))
+        change = float(np.abs(probabilities - base).mean())
+        accuracy = float((task.predicted(logits) == self.examples.labels).mean())
+        divergences = None
         if attention is not None:
-            apart = jensen_shannon(jnp.asarray(attention), jnp.asarray(weights), 1).tolist()
-        return [name, right, change, apart]
+            arrays = jnp.asarray(attention), jnp.asarray(base_attention)
+            divergences = jensen_shannon(*arrays, 1).tolist()
+        return [name, accuracy, change, divergences]
 
     @cached_property
-    def _said(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and attention of the run's own model."""
-        return self.asking().ask("its answers", logits_and_attention)
+    def _base_outputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and attention of the run's own model on the studied examples."""
+        return self.evaluator().evaluate("base model", logits_and_attention)

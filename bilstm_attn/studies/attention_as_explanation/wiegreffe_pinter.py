@@ -1,14 +1,13 @@
-"""Can other attention be trained to the same answers, and is a model's own any use elsewhere?
+"""Training objectives of "Attention is not not explanation", and the training of such models.
 
-Wiegreffe and Pinter, 2019, "Attention is not not explanation", arXiv:1908.04626, sections 3 and 4.
-Models are trained here on the reviews that the model in question, the *base*, was trained on: with
-even or untrained attention, as a perceptron guided by the base's attention, or as an adversary of
-it.
+Wiegreffe and Pinter, 2019, arXiv:1908.04626, sections 3 and 4. Auxiliary models are trained on the
+training examples of the model under study, the *base* model: with uniform or frozen attention, as
+a perceptron guided by the base model's attention, or as an adversary of the base model.
 """
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from bilstm_attn.data.batches import BatchPlan, plan_epoch, read_batch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.word_vectors import WordVectors
 from bilstm_attn.errors import UserError
-from bilstm_attn.explain.attribution import Attributed
+from bilstm_attn.explain.attribution import TokenWeights
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import replicate, shard_rows
@@ -33,41 +32,47 @@ from bilstm_attn.training.optim import make_optimizer
 from bilstm_attn.training.step import Groups, initial_state, make_train_step
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Tokens, Weights
 
-LEAST = 1e-10  # a weight in a logarithm
+MIN_WEIGHT = 1e-10  # lower bound of an attention weight inside a logarithm
+BASE_LOGITS, BASE_WEIGHTS = "base_logits", "base_weights"  # keys of `Batch.extras`
+
+Extras = Mapping[str, np.ndarray]  # arrays `[n]` or `[n t]` over all training examples
 
 
-def divergence(weights: Attributed, others: Attributed) -> Float[Array, " b"]:
-    """Returns `KL(weights || others)` of attentions `[b t]`, in nats; padding adds nothing."""
-    ratio = jnp.log(jnp.maximum(weights, LEAST)) - jnp.log(jnp.maximum(others, LEAST))
+def kl_divergence(weights: TokenWeights, others: TokenWeights) -> Float[Array, " b"]:
+    """Returns `KL(weights || others)` of attention weights `[b t]` per example, in nats.
+
+    Padding has weight 0 and contributes nothing.
+    """
+    ratio = jnp.log(jnp.maximum(weights, MIN_WEIGHT)) - jnp.log(jnp.maximum(others, MIN_WEIGHT))
     return (weights * ratio).sum(axis=1)
 
 
-class Base(NamedTuple):
-    """What the base says of the reviews that others are trained on: of each, or of a batch's."""
-
-    logits: Float[np.ndarray | Array, " b"]
-    weights: Float[np.ndarray | Array, "b t"]
+def base_extras(logits: np.ndarray, weights: np.ndarray) -> Extras:
+    """Returns the base model's logits `[n]` and attention weights `[n t]` as `Batch.extras`."""
+    return {BASE_LOGITS: logits, BASE_WEIGHTS: weights}
 
 
-@dataclasses.dataclass(frozen=True)
-class Labels(Objective):
-    """Cross-entropy; under the attention of the base if guided."""
+class GuidedCrossEntropy(Objective):
+    """Cross-entropy of the labels, under the base model's attention weights.
 
-    guided: bool = False
+    Section 3.4. Reads `extras["base_weights"]`.
+    """
 
     @property
     def coefficients(self) -> Mapping[str, float]:
-        """The loss is minimised."""
-        return {"loss": 1.0, "accuracy": 0.0}
+        """Cross-entropy is minimised."""
+        return {"cross_entropy": 1.0, "accuracy": 0.0}
 
     def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Terms:
-        """Returns the sums of cross-entropy, of right answers and of weights."""
-        imposed = batch.extras.weights.T if self.guided else None
+        """Returns the sums of cross-entropy and of correct predictions over labelled rows."""
+        imposed = batch.extras[BASE_WEIGHTS].T
         logits = logits_under(model, params, batch.tokens, batch.length, imposed, keys)
-        weight, right = labelled(batch), (logits > 0) == (batch.label == 1)
-        loss = (weight * model.task.loss(logits, batch.label)).sum()
-        correct = (weight * right).sum()
-        return {"loss": Term(loss, weight.sum()), "accuracy": Term(correct, weight.sum())}
+        weight, correct = labelled(batch), model.task.correct(logits, batch.label)
+        count = weight.sum()
+        return {
+            "cross_entropy": Term((weight * model.task.loss(logits, batch.label)).sum(), count),
+            "accuracy": Term((weight * correct).sum(), count),
+        }
 
 
 def logits_under(
@@ -75,112 +80,135 @@ def logits_under(
     params: Params,
     tokens: Tokens,
     lengths: Lengths,
-    imposed: Weights | None,
+    weights: Weights,
     keys: Keys | None = None,
 ) -> Logits:
-    """Returns the logits under imposed attention weights `[t b]`, or the model's own."""
-    if imposed is None:
-        return model(params, tokens, lengths, keys).logits
+    """Returns the logits under the given attention weights `[t b]`."""
     states, last = model.encode(params, model.embed(params, tokens, keys), lengths, keys)
-    return model.logits_from_states(params, states, last, imposed, lengths, keys)
+    return model.logits_from_states(params, states, last, weights, lengths, keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adversary(Objective):
-    """`|p - p_base| - strength KL(alpha || alpha_base)`: the base's answers, other attention.
+    """`|p - p_base| - strength KL(alpha || alpha_base)`: same predictions, other attention.
 
-    Eq. 2 there, with the total variation distance of two answers, `|p - p_base|`. Deviation: their
-    code takes half of it, so that a strength here is twice theirs.
+    Section 4, eq. 2, with the total variation distance of two binary predictions, `|p - p_base|`.
+    Reads `extras["base_logits"]` and `extras["base_weights"]`. Deviation: the authors' code halves
+    the distance, so a strength here corresponds to half that value in their code.
     """
 
     strength: float
 
     @property
     def coefficients(self) -> Mapping[str, float]:
-        """The loss is minimised."""
-        return {"loss": 1.0, "agreement": 0.0}
+        """The change of the probability is minimised, the divergence maximised."""
+        return {"change": 1.0, "divergence": -self.strength, "agreement": 0.0}
 
     def __call__(self, model: Model, params: Params, batch: Batch, keys: Keys) -> Terms:
-        """Returns the sums of this loss, of answers like the base's, and of weights."""
-        own, base = model(params, batch.tokens, batch.length, keys), batch.extras
-        change = jnp.abs(jax.nn.sigmoid(own.logits) - jax.nn.sigmoid(base.logits))
-        apart = divergence(own.weights, base.weights)
-        weight, same = batch.weight, (own.logits > 0) == (base.logits > 0)
-        loss = (weight * (change - self.strength * apart)).sum()
-        alike = (weight * same).sum()
-        return {"loss": Term(loss, weight.sum()), "agreement": Term(alike, weight.sum())}
+        """Returns the sums of change, of divergence and of predictions equal to the base's."""
+        output, task = model(params, batch.tokens, batch.length, keys), model.task
+        base_logits = batch.extras[BASE_LOGITS]
+        change = jnp.abs(task.probability(output.logits) - task.probability(base_logits))
+        divergence = kl_divergence(output.weights, batch.extras[BASE_WEIGHTS])
+        same = task.predicted(output.logits) == task.predicted(base_logits)
+        weight, count = batch.weight, batch.weight.sum()
+        return {
+            "change": Term((weight * change).sum(), count),
+            "divergence": Term((weight * divergence).sum(), count),
+            "agreement": Term((weight * same).sum(), count),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxiliaryTraining:
+    """What to train, and how it differs from the base model's training."""
+
+    model: Model
+    objective: Objective
+    epochs: int
+    start: Params = dataclasses.field(default_factory=dict)
+    """Initial parameters by module name; modules left out are initialised at random."""
+    extras: Extras | None = None
+    """The `Batch.extras` that the objective reads, over all training examples."""
+    frozen: Collection[str] = ()
+    """Names of modules that keep their initial parameters, such as `attention`."""
+    select: Literal["last", "least_loss"] = "last"
+    """Which epoch's parameters are returned; the authors take the least training loss."""
 
 
 def fit(
-    objective: Objective,
-    model: Model,
+    training: AuxiliaryTraining,
     examples: Examples,
     config: Config,
+    vectors: WordVectors | None,
     mesh: Mesh,
     console: Console,
-    *,
-    epochs: int,
-    start: Params | None = None,
-    base: Base | None = None,
-    frozen: Collection[str] = (),
-    vectors: WordVectors | None = None,
-    select: Literal["last", "least_loss"] = "last",
 ) -> Params:
-    """Returns parameters of `model`, trained by the config's optimiser, in an order of its seed.
+    """Trains an auxiliary model with the config's optimiser, seed and batches.
 
     Args:
-      start: parameters to begin with, by the names of the model's parts; the others are random.
-      base: what the objective is told of the examples, `[n]` and `[n t]`, beside their labels.
-      frozen: names of parameters that keep their initial values, such as `attention`.
-      vectors: what words start with.
-      select: which epoch's parameters; the least loss is of the training reviews, as in their code.
+      training: the model, its objective, and departures from the config.
+      examples: the training examples.
+      config: of the base model's run, with the auxiliary model's seed.
+      vectors: initial word vectors, if the base model had some.
+      mesh: the devices that share each batch.
+      console: prints the loss of each epoch.
 
     Raises:
       UserError: the loss is not finite.
     """
 
-    def still(params: Params) -> dict[str, bool]:
-        return {name: name in frozen for name in params}
+    def is_frozen(params: Params) -> dict[str, bool]:
+        return {name: name in training.frozen for name in params}
 
-    steps = -(-examples.size // config.data.batch_size)
+    steps, epochs = -(-examples.size // config.data.batch_size), training.epochs
     optimizer = optax.chain(
         make_optimizer(config.optim, steps * epochs),
-        optax.masked(optax.set_to_zero(), still),
+        optax.masked(optax.set_to_zero(), is_frozen),
     )
+    model, objective = training.model, training.objective
     state = initial_state(model, objective, optimizer, config.seed, vectors)
-    # A copy, since the step uses its arguments up.
-    state = state._replace(params=state.params | jax.tree.map(jnp.copy, start or {}))
+    # A copy, since the step donates its arguments.
+    state = state._replace(params=state.params | jax.tree.map(jnp.copy, training.start))
     state = replicate(state, mesh)
     step = make_train_step(model, objective, optimizer, mesh)
-    noise = replicate(stream(jax.random.key(config.seed), "dropout"), mesh)
-    least, chosen = np.inf, jax.device_get(state.params)
-    for epoch in range(epochs):
-        with console.bar(f"epoch {epoch + 1}/{epochs}", examples.size, 0) as drawn:
-            for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch):
+    key = replicate(stream(jax.random.key(config.seed), "dropout"), mesh)
+    least_loss, best = np.inf, jax.device_get(state.params)
+    for epoch in range(1, epochs + 1):
+        with console.bar(f"epoch {epoch}/{epochs}", examples.size, 0) as bar:
+            for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch - 1):
                 groups = read_batch(examples, plan, config.data)
-                if base is not None:
-                    groups = tell(groups, plan, base)
-                state, sums = step(state, shard_rows(groups, mesh), noise)
-                # Were many steps under way, devices of a CPU would wait for each other for good.
-                jax.block_until_ready(sums)
-                drawn.advance(plan.size)
+                if training.extras is not None:
+                    groups = add_extras(groups, plan, training.extras)
+                state, terms = step(state, shard_rows(groups, mesh), key)
+                # XLA:CPU deadlocks with many steps in flight on several devices.
+                jax.block_until_ready(terms)
+                bar.advance(plan.size)
         loss = means_of(objective, jax.device_get(state.terms))["loss"]
         if not np.isfinite(loss):
             raise UserError(
-                f"the loss of a model trained beside the run is not finite in epoch {epoch + 1}; "
+                f"the loss of an auxiliary model is not finite in epoch {epoch}; "
                 "give --epochs 0, or a run with a lower --optim.learning-rate"
             )
-        console.print(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
-        if select == "last" or loss < least:
-            least, chosen = loss, jax.device_get(state.params)
+        console.print(f"epoch {epoch}/{epochs}  loss {loss:.4f}")
+        if training.select == "last" or loss < least_loss:
+            least_loss, best = loss, jax.device_get(state.params)
         state = state._replace(terms=replicate(objective.zero_terms(), mesh))
-    return jax.device_put(chosen)
+    return jax.device_put(best)
 
 
-def tell(groups: Groups, plan: BatchPlan, base: Base) -> Groups:
-    """Returns a batch's groups with what the base says of their rows."""
+def add_extras(groups: Groups, plan: BatchPlan, extras: Extras) -> Groups:
+    """Returns a batch's groups with the extras of their rows, cut to the groups' lengths."""
     slots = np.split(plan.slots, len(groups))
+
+    def rows_of(array: np.ndarray, rows: np.ndarray, steps: int) -> np.ndarray:
+        return array[rows] if array.ndim == 1 else array[rows, :steps]
+
     return tuple(
-        group._replace(extras=Base(base.logits[rows], base.weights[rows, : group.tokens.shape[1]]))
+        group._replace(
+            extras={
+                name: rows_of(array, rows, group.tokens.shape[1]) for name, array in extras.items()
+            }
+        )
         for group, rows in zip(groups, slots, strict=True)
     )

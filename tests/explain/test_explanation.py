@@ -1,4 +1,4 @@
-"""Explanations: what the page holds, what a browser makes of it, and what is refused."""
+"""The explain command: the page and its behaviour in a browser, other formats, bad input."""
 
 import base64
 import dataclasses
@@ -16,7 +16,7 @@ from tiny_run import error_of, script, tiny, tiny_run, train
 from bilstm_attn.data import sources
 from bilstm_attn.data.vocabulary import clip
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
-from bilstm_attn.explain.explained import Explained, disagreement, read_texts
+from bilstm_attn.explain.explanation import Explanation, disagreement, encode_texts
 from bilstm_attn.explain.html import label_of, make_page
 from bilstm_attn.inference.exported import export_model, load_model
 from bilstm_attn.inference.predict import Predictor
@@ -38,7 +38,7 @@ def run(done):
 
 @pytest.fixture
 def page(run, tmp_path) -> str:
-    """The page of a text with markup in it."""
+    """The page of a text that contains markup."""
     assert explain(run.folder, MARKUP, "--out", tmp_path / "page.html") == 0
     return (tmp_path / "page.html").read_text()
 
@@ -46,127 +46,133 @@ def page(run, tmp_path) -> str:
 # The page
 
 
-def test_weights_of_the_page_are_the_models(page, run):
-    (review,) = data_of(page)["reviews"]
+def test_page_shows_the_models_weights(page, run):
+    (text,) = data_of(page)["texts"]
     (predicted,) = Predictor(run.model)([MARKUP])
-    words = review["pieces"][1::2][review["skipped"] :]
+    words = text["pieces"][1::2][text["skipped"] :]
     assert words == [MARKUP[word.start : word.stop] for word in predicted.words]
-    assert "".join(review["pieces"]) == MARKUP
+    assert "".join(text["pieces"]) == MARKUP
     attention = [word.weight for word in predicted.words]
-    np.testing.assert_allclose(review["weights"]["attention"], attention, rtol=2e-4)
-    assert review["probability"] == pytest.approx(predicted.probability, abs=1e-6)
+    np.testing.assert_allclose(text["weights"]["attention"], attention, rtol=2e-4)
+    assert text["probability"] == pytest.approx(predicted.probability, abs=1e-6)
     exported = load_model(run.model)
     model = Model(exported.config.model, exported.vocabulary.size)
-    examples = read_texts([MARKUP], [-1], exported)
+    examples = encode_texts([MARKUP], [-1], exported)
     tokens = jnp.asarray(clip(examples.ids, exported.config.data.max_tokens))[None]
-    given = tokens, jnp.asarray(examples.lengths), jax.random.split(jax.random.key(0), 1)
-    for name, weights in review["weights"].items():
-        (own,) = ATTRIBUTIONS[name]()(model, jax.device_put(exported.params), *given)
-        np.testing.assert_allclose(weights, own, rtol=1e-3, atol=1e-6 * np.abs(own).max())
-    names = [one["name"] for one in data_of(page)["attributions"]]
-    assert names == list(review["weights"])
+    inputs = tokens, jnp.asarray(examples.lengths), jax.random.split(jax.random.key(0), 1)
+    for name, weights in text["weights"].items():
+        (expected,) = ATTRIBUTIONS[name]()(model, jax.device_put(exported.params), *inputs)
+        atol = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=atol)
+    names = [each["name"] for each in data_of(page)["attributions"]]
+    assert names == list(text["weights"])
     assert "leave_one_out" in names
 
 
-def test_markup_in_a_review_is_data(page):
+def test_markup_in_a_text_is_escaped(page):
     assert page.count("<script") == 2
     assert "<img" not in page
     assert "alert(1)</script>" not in page
 
 
-def test_split_gives_texts_labels_and_rows(own, capsys, monkeypatch):
+def test_examples_of_a_split_have_their_texts_labels_and_rows(own, capsys, monkeypatch):
     monkeypatch.setitem(sources.DATASETS, "movie_reviews", tiny(sources.DATASETS["movie_reviews"]))
     run = tiny_run(own)
     evaluate = script("evaluate")
     assert evaluate(run.folder, "--split", "validation", "--cache", own / "cache") == 0
-    given = ["--split", "validation", "--limit", 5, "--cache", own / "cache"]
-    assert explain(run.folder, *given) == 0
+    options = ["--limit", 5, "--cache", own / "cache"]  # no test split: validation
+    assert explain(run.folder, *options) == 0
     assert f"wrote {run.folder / 'explanations.html'}" in capsys.readouterr().out
     data = data_of((run.folder / "explanations.html").read_text())
-    assert len(data["reviews"]) == 5
-    assert data["about"].startswith("5 reviews of movie_reviews's validation split")
+    assert len(data["texts"]) == 5
+    assert data["about"].startswith("5 examples of movie_reviews's validation split")
     expected = {
         f"{line['row']} of validation": (line["probability"], line["label"])
         for line in map(json.loads, run.predictions("validation").read_text().splitlines())
     }
-    for review in data["reviews"]:
-        probability, label = expected[review["name"]]
-        assert review["label"] == label
-        assert review["probability"] == pytest.approx(probability, abs=2e-6)
-    assert explain(run.folder, *given, "--seed", 1) == 0
+    for text in data["texts"]:
+        probability, label = expected[text["name"]]
+        assert text["label"] == label
+        assert text["probability"] == pytest.approx(probability, abs=2e-6)
+    assert explain(run.folder, *options, "--split", "validation", "--seed", 1) == 0
     again = data_of((run.folder / "explanations.html").read_text())
-    assert [one["name"] for one in again["reviews"]] != [one["name"] for one in data["reviews"]]
+    assert [text["name"] for text in again["texts"]] != [text["name"] for text in data["texts"]]
 
 
-def many(words: int = 500, reviews: int = 50) -> list[Explained]:
-    """Returns reviews as long as they are read, with weights of all digits."""
-    numbers = np.random.default_rng(0)
+def random_explanations(words: int = 500, texts: int = 50) -> list[Explanation]:
+    """Returns explanations of untruncated texts, with random weights of full precision."""
+    generator = np.random.default_rng(0)
+    probabilities = generator.random(texts)
     text = " ".join(["filmed"] * words)
-    spans = [(7 * at, 7 * at + 6) for at in range(words)]
+    spans = [(7 * word, 7 * word + 6) for word in range(words)]
     names = ("attention", "gradient_x_input", "integrated_gradients", "leave_one_out")
     return [
-        Explained(
+        Explanation(
             text=text,
             label=row % 2,
-            probability=float(numbers.random()),
+            predicted=int(probabilities[row] > 0.5),
+            probability=float(probabilities[row]),
+            label_names=("negative", "positive"),
             spans=spans,
-            read=words,
-            weights={name: numbers.normal(size=words) / 1000 for name in names},
+            words_read=words,
+            weights={name: generator.normal(size=words) / 1000 for name in names},
             start={},
-            disagreement=float(numbers.random()),
+            disagreement=float(generator.random()),
         )
-        for row in range(reviews)
+        for row in range(texts)
     ]
 
 
-def page_of(reviews: list[Explained]) -> str:
-    chosen = {name: ATTRIBUTIONS[name]() for name in reviews[0].weights}
-    return make_page(reviews, [str(row) for row in range(len(reviews))], chosen, about="made up")
+def page_of(explanations: list[Explanation]) -> str:
+    attributions = {name: ATTRIBUTIONS[name]() for name in explanations[0].weights}
+    names = [str(row) for row in range(len(explanations))]
+    return make_page(explanations, names, attributions, about="random")
 
 
-def test_fifty_long_reviews_are_under_two_megabytes():
-    assert len(page_of(many()).encode()) < 2e6
+def test_page_of_fifty_long_texts_is_under_two_megabytes():
+    assert len(page_of(random_explanations()).encode()) < 2e6
 
 
-def test_disagreement_is_of_sizes():
+def test_disagreement_compares_magnitudes_and_skips_uniform_weights():
     ones = np.array([[1.0, -2.0, 3.0, 0.0]])
     assert disagreement([ones, -ones], np.array([3])) == pytest.approx([0])
     assert disagreement([ones, 1 / (1 + abs(ones))], np.array([3])) == pytest.approx([2])
     assert np.isnan(disagreement([ones], np.array([3]))).all()
-    # Even weights are left out of a review's mean, whatever the other reviews have.
-    both, even = np.repeat(ones, 2, axis=0), np.stack([abs(ones[0]), np.ones(4)])
-    apart = disagreement([both, -both, even], np.array([3, 3]))
-    np.testing.assert_allclose(apart, [0, 0])
+    # Uniform weights are left out of a row's mean, whatever the other rows have.
+    both, uniform = np.repeat(ones, 2, axis=0), np.stack([abs(ones[0]), np.ones(4)])
+    disagreements = disagreement([both, -both, uniform], np.array([3, 3]))
+    np.testing.assert_allclose(disagreements, [0, 0])
 
 
 # In a browser
 
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-NAMES = "[...document.querySelectorAll('article h2')].map((h) => h.firstChild.textContent.slice(7))"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+NAMES = "[...document.querySelectorAll('article h2')].map((h) => h.firstChild.textContent.slice(5))"
 SHADES = "[...document.querySelectorAll('article:first-child [data-word]')].map((w) => {}).join()"
 SHADES = SHADES.replace("{}", "w.style.backgroundColor")
 
 
 @needs_browser
 def test_page_works_in_a_browser(tmp_path, page):
-    reviews = many(words=40, reviews=4)
-    reviews[2] = reviews[2]._replace(text="zebra" + reviews[2].text[5:], probability=0.99, label=0)
-    (tmp_path / "many.html").write_text(page_of(reviews))
+    entries = random_explanations(words=40, texts=4)
+    zebra = {"text": "zebra" + entries[2].text[5:], "label": 0}
+    entries[2] = entries[2]._replace(probability=0.99, predicted=1, **zebra)
+    (tmp_path / "random.html").write_text(page_of(entries))
     (tmp_path / "markup.html").write_text(page)
     with browser(tmp_path / "browser") as at:
-        at.open((tmp_path / "many.html").as_uri())
-        # The switch changes the shading, and back.
+        at.open((tmp_path / "random.html").as_uri())
+        # The switch changes the shading, and restores it.
         attention = at.run(SHADES)
         at.run("document.querySelector('input[value=leave_one_out]').click()")
         left_out = at.run(SHADES)
         assert attention != left_out
-        shares = [float(part) for part in re.findall(r"\* (\d?\.?\d+)\)", left_out)]
-        weights = np.abs(reviews[0].weights["leave_one_out"])
-        np.testing.assert_allclose(shares, weights / weights.max(), atol=0.001)
-        drawn = "getComputedStyle(document.querySelector('[data-word=\"{}\"]')).backgroundColor"
-        alpha = float(at.run(drawn.format(weights.argmax())).split(",")[-1].strip(" )"))
-        assert alpha == pytest.approx(0.7, abs=0.005)  # it keeps colours in 8 bits
+        intensities = [float(part) for part in re.findall(r"\* (\d?\.?\d+)\)", left_out)]
+        weights = np.abs(entries[0].weights["leave_one_out"])
+        np.testing.assert_allclose(intensities, weights / weights.max(), atol=0.001)
+        colour = "getComputedStyle(document.querySelector('[data-word=\"{}\"]')).backgroundColor"
+        alpha = float(at.run(colour.format(weights.argmax())).split(",")[-1].strip(" )"))
+        assert alpha == pytest.approx(0.7, abs=0.005)  # colours have 8 bits
         at.run("document.querySelector('input[value=attention]').click()")
         assert at.run(SHADES) == attention
         # Search and order.
@@ -175,22 +181,22 @@ def test_page_works_in_a_browser(tmp_path, page):
         at.run(choose.format("error"))
         assert at.run(NAMES)[0] == "2"
         at.run(choose.format("confidence"))
-        certain = [abs(one.probability - 0.5) for one in reviews]
-        assert at.run(NAMES) == [str(row) for row in np.argsort(certain)[::-1]]
+        confidence = [abs(entry.probability - 0.5) for entry in entries]
+        assert at.run(NAMES) == [str(row) for row in np.argsort(confidence)[::-1]]
         at.run(choose.format("disagreement"))
-        apart = [one.disagreement for one in reviews]
-        assert at.run(NAMES) == [str(row) for row in np.argsort(apart)[::-1]]
+        disagreements = [entry.disagreement for entry in entries]
+        assert at.run(NAMES) == [str(row) for row in np.argsort(disagreements)[::-1]]
         at.run("$('search').value = 'Zebra'; $('search').dispatchEvent(new Event('input'))")
         assert at.run(NAMES) == ["2"]
-        assert at.run("$('count').textContent") == "1 of 4 reviews"
-        # A word under the pointer tells its weights, as exact as they are in the page.
+        assert at.run("$('count').textContent") == "1 of 4 texts"
+        # The tooltip of a word shows its weights at full precision.
         over = "new PointerEvent('pointerover', {bubbles: true})"
         at.run(f"document.querySelector('[data-word=\"3\"]').dispatchEvent({over})")
-        told = at.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
-        assert [name for name, _ in told] == [label_of(name) for name in reviews[2].weights]
-        for (_, shown), weights in zip(told, reviews[2].weights.values(), strict=True):
+        tip = at.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
+        assert [name for name, _ in tip] == [label_of(name) for name in entries[2].weights]
+        for (_, shown), weights in zip(tip, entries[2].weights.values(), strict=True):
             assert float(shown) == pytest.approx(weights[3], rel=1e-4)
-        # Markup is shown, not run.
+        # Markup is displayed, not executed.
         at.open((tmp_path / "markup.html").as_uri() + "#by=leave_one_out&theme=dark")
         assert at.run("document.querySelector('.text').textContent") == MARKUP
         assert at.run("document.querySelectorAll('img').length") == 0
@@ -198,31 +204,31 @@ def test_page_works_in_a_browser(tmp_path, page):
         assert at.run("document.documentElement.dataset.theme") == "dark"
         assert at.errors == []
         assert all(address.startswith("file://") for address in at.requests)
-        picture = base64.b64decode(at.ask("Page.captureScreenshot")["data"])
+        picture = base64.b64decode(at.command("Page.captureScreenshot")["data"])
         assert picture.startswith(b"\x89PNG")
 
 
-# Other forms
+# Other formats
 
 
 def test_terminal_lists_the_strongest_words(run, capsys):
     assert explain(run.folder, "brillo filmo dregg", "--format", "terminal") == 0
-    about, *said = capsys.readouterr().out.splitlines()
-    assert "Integrated gradients add up to the logit's change to within" in about
-    assert said[0].startswith("review from the command line: ")
-    assert [line.split(":")[0] for line in said[1:]] == [
+    about, *lines = capsys.readouterr().out.splitlines()
+    assert "Largest completeness error of integrated gradients: " in about
+    assert lines[0].startswith("text from the command line: predicted ")
+    assert [line.split(":")[0] for line in lines[1:]] == [
         "attention",
         "gradient_x_input",
         "integrated_gradients",
         "leave_one_out",
     ]
-    assert all("brillo" in line and "dregg" in line for line in said[1:])
+    assert all("brillo" in line and "dregg" in line for line in lines[1:])
 
 
-def test_json_has_a_line_a_review(run, tmp_path):
+def test_json_has_one_line_per_text(run, tmp_path):
     out = tmp_path / "lines.jsonl"
-    given = ["--format", "json", "--out", out, "--attributions", "random", "gradient"]
-    assert explain(run.folder, "brillo filmo dregg", *given) == 0
+    options = ["--format", "json", "--out", out, "--attributions", "random", "gradient"]
+    assert explain(run.folder, "brillo filmo dregg", *options) == 0
     (line,) = map(json.loads, out.read_text().splitlines())
     assert list(line["weights"]) == ["random", "gradient"]
     assert len(line["weights"]["gradient"]) == 3
@@ -234,30 +240,30 @@ def test_png_is_a_picture_shaded_by_the_attribution(run, tmp_path):
         out = ("--format", "png", "--attributions", name, "--out", tmp_path / f"{name}.png")
         assert explain(run.folder, "a $ brillo filmo", *out) == 0
         pictures.append(imread(tmp_path / f"{name}.png"))
-    one, other = (picture[85:] for picture in pictures)  # below the title, which has the name
-    assert one.shape == other.shape
-    assert (one != other).any()
-    assert one.min() < 0.5 < one.max()
+    first, second = (picture[85:] for picture in pictures)  # below the title with the name
+    assert first.shape == second.shape
+    assert (first != second).any()
+    assert first.min() < 0.5 < first.max()
 
 
 # Bad input
 
 
-def test_review_of_one_word_and_of_twenty_thousand(run, tmp_path):
+def test_text_may_have_one_word_or_twenty_thousand(run, tmp_path):
     out = tmp_path / "page.html"
     assert explain(run.folder, "brillo", "--out", out) == 0
-    (review,) = data_of(out.read_text())["reviews"]
-    assert review["pieces"] == ["", "brillo", ""]
-    assert len(review["weights"]["leave_one_out"]) == 1
+    (text,) = data_of(out.read_text())["texts"]
+    assert text["pieces"] == ["", "brillo", ""]
+    assert len(text["weights"]["leave_one_out"]) == 1
     assert explain(run.folder, "brillo " * 20_000, "--out", out) == 0
-    (review,) = data_of(out.read_text())["reviews"]
-    assert review["skipped"] == 20_000 - 12
-    assert review["start"] is None
-    assert len(review["weights"]["attention"]) == 12
+    (text,) = data_of(out.read_text())["texts"]
+    assert text["skipped"] == 20_000 - 12
+    assert text["start"] is None
+    assert len(text["weights"]["attention"]) == 12
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (["..."], "the text is empty; give at least one word"),
         (["quixotic"], "the model knows none of the text's 1 words"),
@@ -265,24 +271,24 @@ def test_review_of_one_word_and_of_twenty_thousand(run, tmp_path):
         (["--seed", "-1"], "seed must be at least 0 and below 2**32, got -1"),
         (["brillo", "--format", "terminal", "--out", "x"], "--format terminal writes no file"),
         (["--limit", "0"], "--limit must be above 0, got 0"),
-        (["--limit", "11", "--format", "png"], "--format png draws 10 reviews at most, got"),
+        (["--limit", "11", "--format", "png"], "--format png draws at most 10 texts, got"),
         (["--split", "tset"], "unknown split of movie_reviews 'tset'; choose train, validation"),
         (["--split", "test"], "unknown split of movie_reviews 'test'"),
     ],
 )
-def test_mistake_is_one_line(own, words, says):
-    assert says in error_of(explain, tiny_run(own).folder, *words, "--cache", own / "cache")
+def test_mistake_is_one_line(own, arguments, message):
+    assert message in error_of(explain, tiny_run(own).folder, *arguments, "--cache", own / "cache")
 
 
 @pytest.mark.slow
-def test_run_without_attention_says_what_is_shown(empty, capsys):
+def test_run_without_attention_shows_the_other_attributions(empty, capsys):
     assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
     run, out = tiny_run(empty), empty / "page.html"
     assert explain(run.folder, "brillo filmo", "--out", out) == 0
     assert "This model has no attention: its pooling is max." in capsys.readouterr().out
     data = data_of(out.read_text())
     assert data["note"].startswith("This model has no attention")
-    assert "attention" not in [one["name"] for one in data["attributions"]]
+    assert "attention" not in [each["name"] for each in data["attributions"]]
     message = error_of(explain, run.folder, "brillo", "--attributions", "attention")
     assert message.startswith("the model has no attention to show: its pooling is 'max'; choose")
 
@@ -294,7 +300,7 @@ def test_model_of_another_version_is_refused(own):
     assert "must have the format" in error_of(explain, run.folder, "brillo")
 
 
-def test_split_that_is_not_prepared_is_one_line(own):
+def test_missing_data_is_one_line(own):
     params, config, vocabulary = load_model(tiny_run(own).model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="imdb"))
     export_model(own / "of_imdb.safetensors", params, config, vocabulary)
@@ -303,8 +309,8 @@ def test_split_that_is_not_prepared_is_one_line(own):
     assert str(own / "no.tar.gz") in message
 
 
-def test_texts_that_are_not_those_of_the_tokens_are_refused(own):
-    # The tiny reviews' tokens lie under the real data set's name, and its own texts are others.
+def test_texts_that_differ_from_the_token_cache_are_refused(own):
+    # The tiny data set's tokens are cached under the real data set's name, whose texts differ.
     run = tiny_run(own)
     message = error_of(explain, run.folder, "--split", "validation", "--cache", own / "cache")
-    assert "holds other texts here" in message
+    assert "the texts of movie_reviews differ from those" in message
