@@ -8,7 +8,8 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.config import BackendChoice
 from bilstm_attn.data.token_cache import DataLocations
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
+from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import configure_process
 
 
@@ -21,6 +22,8 @@ class Arguments:
     split: str | None = None
     """test, validation (the reviews this run held out) or train (all of them, held out or not);
     None is test, or validation where there is no test."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
         default_factory=DataLocations
     )
@@ -39,6 +42,7 @@ def main(arguments: list[str]) -> int:
         program="scripts/evaluate.py",
         description="Measures a run's model over a whole split and saves a prediction a review.",
     )
+    load_plugins(parsed.plugin)
     from bilstm_attn.training.commands import run_evaluation
 
     return run_evaluation(

@@ -8,8 +8,9 @@ from tyro.conf import Positional, arg
 
 from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.explain.explain_options import ExplainOptions
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
 from bilstm_attn.runtime.files import decode_utf8
+from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import configure_process
 
 
@@ -21,6 +22,8 @@ class Arguments(ExplainOptions):
     """A run folder, or an exported model.safetensors."""
     text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None
     """A text to explain; without it, examples are drawn from a split."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
         default_factory=DataLocations
     )
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> int:
         description="Shades the words of texts by their weight under attention and other "
         "attributions.",
     )
+    load_plugins(options.plugin)
     from bilstm_attn.explain.explain_command import run_explanation
 
     if options.text is not None:

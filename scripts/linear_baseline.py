@@ -9,8 +9,9 @@ from tyro.conf import arg
 
 from bilstm_attn.config import Config, DataConfig, require
 from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
 from bilstm_attn.runtime.console import Console, percent
+from bilstm_attn.runtime.plugins import load_plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Arguments:
     """Decides which reviews are held out; the same ones as in training with this seed."""
     validation_examples: int = DataConfig.validation_examples
     """Training reviews held out to choose C on."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
         default_factory=DataLocations
     )
@@ -37,6 +40,7 @@ def main(arguments: list[str]) -> int:
         description="Fits NB-weighted logistic regression on binary uni- and bigrams: chooses C on "
         "held-out training reviews, fits again on all of them, measures once on the test split.",
     )
+    load_plugins(parsed.plugin)
     held_out = parsed.validation_examples
     require(held_out > 0, f"--validation-examples must be above 0 to choose C on, got {held_out}")
     data = DataConfig(dataset=parsed.dataset, validation_examples=held_out)

@@ -14,8 +14,9 @@ from tyro.conf import Positional, arg
 from bilstm_attn.config import require
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.text_shading import shade_words
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
 from bilstm_attn.runtime.files import decode_utf8
+from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import use_cuda_graphs
 
 
@@ -29,6 +30,8 @@ class Arguments:
     """A review. Without it, and without --file, reviews come from standard input, one a line."""
     file: Path | None = None
     """A file of reviews, one a line."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     top: int = 5
     """How many of the words with most attention to list."""
 
@@ -63,6 +66,7 @@ def main(arguments: list[str]) -> int:
         program="scripts/predict.py",
         description="Asks a run about a review, or about a file of them: JSON lines out.",
     )
+    load_plugins(parsed.plugin)
     require(parsed.top > 0, f"--top must be above 0, got {parsed.top}")
     if parsed.text is None and parsed.file is None and sys.stdin.isatty():
         print("reading reviews from standard input, one a line", file=sys.stderr)

@@ -7,7 +7,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from bilstm_attn.data.token_cache import DataLocations
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
+from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import configure_process
 from bilstm_attn.studies.attention_as_explanation.study_options import StudyOptions
 
@@ -19,6 +20,8 @@ class Arguments(StudyOptions):
     run: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs with distinct names. Other seeds of a run are compared
     automatically."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
         default_factory=DataLocations
     )
@@ -34,6 +37,7 @@ def main(arguments: list[str]) -> int:
         "2019, and measures of faithfulness on finished runs; writes a report. Results are cached "
         "in each run's folder, so an interrupted study resumes.",
     )
+    load_plugins(options.plugin)
     from bilstm_attn.studies.attention_as_explanation.study_command import run_study
 
     return run_study(options)

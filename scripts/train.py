@@ -12,7 +12,8 @@ from tyro.conf import arg
 from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
 from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.errors import UserError
-from bilstm_attn.runtime.cli import parse, run_script
+from bilstm_attn.runtime.cli import PluginNames, parse, run_script
+from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import (
     Processes,
     configure_process,
@@ -28,6 +29,8 @@ class RunArguments:
 
     runs: Path = Path("runs")
     """Where runs lie: each in a folder NAME/seedN."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     resume: bool = False
     """Continue this run from its newest checkpoint."""
     seeds: int = 1
@@ -63,6 +66,8 @@ class VerifyArguments:
     """A run's folder."""
     deterministic: bool = False
     """As in training."""
+    plugin: PluginNames = ()
+    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
         default_factory=DataLocations
     )
@@ -79,6 +84,7 @@ def verify(arguments: list[str]) -> int:
     )
     if parsed.deterministic:
         request_deterministic_gpu_ops()
+    load_plugins(parsed.plugin)
     from bilstm_attn.training.reproduce import run_verification
 
     return run_verification(parsed.verify, parsed.locations)
@@ -108,7 +114,9 @@ def main(arguments: list[str]) -> int:
     )
     from bilstm_attn.training.commands import run_training
 
-    return run_training(parsed.config, parsed.locations, parsed.processes, **vars(parsed.run))
+    load_plugins(parsed.run.plugin)
+    options = {name: value for name, value in vars(parsed.run).items() if name != "plugin"}
+    return run_training(parsed.config, parsed.locations, parsed.processes, **options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The exported model: parameters, config and vocabulary in one safetensors file."""
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from bilstm_attn.runtime.files import (
     tree_sha256,
     write_atomically,
 )
+from bilstm_attn.runtime.plugins import loaded, require_plugins
 from bilstm_attn.types import Params
 
 FORMAT = "bilstm_attn 1"
@@ -41,6 +43,8 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
         "config": config.to_json(),
         "vocabulary": "\n".join(vocabulary.words),
     }
+    if plugins := loaded():
+        about["plugins"] = json.dumps(plugins)
     about["sha256"] = tree_sha256([flat, _texts(about)])
     write_atomically(path, _in_order(save(flat, metadata=about)))
 
@@ -58,8 +62,11 @@ def _in_order(data: bytes) -> bytes:
 def load_model(path: Path) -> Exported:
     """Returns what `export_model` wrote.
 
+    A plug-in that has changed since is reported on standard error.
+
     Raises:
-      UserError: not such a file, of another version, or damaged.
+      UserError: not such a file, of another version, or damaged; or it needs a plug-in that is not
+        loaded.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -77,12 +84,19 @@ def load_model(path: Path) -> Exported:
         )
     if tree_sha256([flat, _texts(about)]) != about.get("sha256"):
         raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
+    require_plugins(json.loads(about.get("plugins", "[]")), str(path), _warn)
     words = about["vocabulary"].split("\n") if about["vocabulary"] else []
     return Exported(_unflatten(flat), from_json(about["config"], str(path)), Vocabulary(words))
 
 
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _texts(about: dict[str, str]) -> dict[str, np.ndarray]:
+    """Returns the metadata that the digest covers; `plugins` only where there are some."""
     texts = {name: about.get(name, "") for name in ("format", "config", "vocabulary")}
+    texts |= {name: about[name] for name in ("plugins",) if name in about}
     return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
 
 

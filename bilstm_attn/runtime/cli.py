@@ -6,11 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from tyro.conf import UseAppendAction
 
 from bilstm_attn.errors import UserError
 
 T = TypeVar("T")
+
+PluginNames = Annotated[tuple[str, ...], UseAppendAction]  # `--plugin A --plugin B`
 
 
 def parse(

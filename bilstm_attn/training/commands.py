@@ -46,6 +46,7 @@ from bilstm_attn.runtime.distributed import (
     require_same,
     run_distributed,
 )
+from bilstm_attn.runtime.plugins import require_plugins
 from bilstm_attn.runtime.signals import Interrupted
 from bilstm_attn.runtime.xla_flags import Processes, request_deterministic_gpu_ops
 from bilstm_attn.training.loop import train
@@ -95,6 +96,8 @@ def run_training(
                 "and all of them can be started again with --resume"
             )
         _require_same_program(config, resume, seeds, log_every_steps)
+        if resume:
+            _require_plugins_of(RunDir(runs / config.name / f"seed{config.seed}"), console)
         check_names(config)
         configs = [
             dataclasses.replace(config, seed=config.seed + number) for number in range(seeds)
@@ -158,12 +161,20 @@ def run_training(
     return run_distributed(run_here) if together.distributed else run_here()
 
 
+def _require_plugins_of(run: RunDir, console: Console) -> None:
+    """Raises a `UserError`, in every process, unless the plug-ins of the run are loaded."""
+    starts = on_main_process(run.environments)
+    if starts:
+        require_plugins(starts[-1].get("plugins", []), str(run.folder), console.print)
+
+
 def _require_same_program(config: Config, resume: bool, seeds: int, log_every_steps: int) -> None:
     """Raises a `UserError` in every process unless all of them run the same."""
     fields = {f"config field {name}": value for name, value in fields_of(config).items()}
     here = describe_environment([], "")
     versions = {f"version of {name}": version for name, version in here["versions"].items()}
     program = {"python": here["python"], "git revision": here["git_revision"]}
+    program["plug-ins"] = sorted(plugin["sha256"] for plugin in here["plugins"])
     flags = {"--resume": resume, "--seeds": seeds, "--log-every-steps": log_every_steps}
     require_same(**fields, **versions, **program, **flags)
 

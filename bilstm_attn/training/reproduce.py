@@ -15,6 +15,7 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.compile_cache import enable_compile_cache
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
+from bilstm_attn.runtime.plugins import require_plugins
 from bilstm_attn.training.commands import make_replica
 from bilstm_attn.training.loop import PROOF_STEP, train
 from bilstm_attn.training.run_dir import RunDir, describe_environment
@@ -42,6 +43,7 @@ def run_verification(folder: Path, locations: DataLocations) -> int:
         )
     proof = proofs[-1]
     recorded = run.environment(before_step=proof["step"])
+    require_plugins(recorded.get("plugins", []), str(folder), console.print)
     mesh = _make_mesh_as(recorded, config)
     enable_compile_cache(console.print)
     backend = _choose_backend_as(recorded, config, console)

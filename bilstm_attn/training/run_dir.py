@@ -23,6 +23,7 @@ from bilstm_attn.runtime.files import (
     report_write_errors,
     write_atomically,
 )
+from bilstm_attn.runtime.plugins import loaded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -317,21 +318,30 @@ def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]
         "processes": len({device.process_index for device in devices}),
         "git_revision": git_revision(Path(__file__).parent),
         "data_sha256": data_sha256,
+        "plugins": loaded(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 
-def git_revision(folder: Path) -> str | None:
-    """Returns the commit of the checkout `folder` is in, `+changes` if files differ from it."""
+def git_revision(package: Path) -> str | None:
+    """Returns the commit of the package's own checkout, `+changes` if files differ from it.
+
+    None if the package lies elsewhere, such as in the site-packages of another repository.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+            ["git", *words], cwd=package, capture_output=True, text=True, check=True, timeout=10
         )
         return done.stdout.strip()
 
     try:
+        project = (package.parent / "pyproject.toml").read_text()
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent.resolve():
+            return None
+        if 'name = "bilstm-attn"' not in project:
+            return None
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -227,13 +227,16 @@ def git(folder: Path, *words: str) -> None:
 
 def test_git_revision_tells_of_changes(tmp_path):
     git(tmp_path, "init")
-    (tmp_path / "file").write_text("1")
-    git(tmp_path, "add", "file")
+    package = tmp_path / "bilstm_attn"
+    package.mkdir()
+    (package / "file").write_text("1")
+    (tmp_path / "pyproject.toml").write_text('name = "bilstm-attn"')
+    git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
-    clean = git_revision(tmp_path)
+    clean = git_revision(package)
     assert len(clean) == 40
-    (tmp_path / "file").write_text("2")
-    assert git_revision(tmp_path) == f"{clean}+changes"
+    (package / "file").write_text("2")
+    assert git_revision(package) == f"{clean}+changes"
 
 
 def test_without_a_checkout_there_is_no_revision(tmp_path, monkeypatch):

@@ -1,0 +1,185 @@
+"""Plug-ins: loading, errors, the record in runs and exports, and the contract tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import error_of, script, tiny_run, train
+
+from bilstm_attn import testing
+from bilstm_attn.nn import cells
+from bilstm_attn.nn.cells import GRU
+from bilstm_attn.nn.encoder import TokenWise
+from bilstm_attn.nn.pooling import MeanPooling
+from bilstm_attn.runtime import plugins
+from bilstm_attn.training.run_dir import git_revision
+
+PEEPHOLE = '''
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bilstm_attn.nn.cells import LSTM
+
+
+class Peephole(LSTM):
+    """An LSTM whose gates also read the cell state."""
+
+    def __init__(self, inputs_size, hidden_size, *, rngs):
+        super().__init__(inputs_size, hidden_size, rngs=rngs)
+        self.peepholes = nnx.Param(jnp.zeros((3, hidden_size)))
+
+    def params(self):
+        return super().params()._replace(gate=self.peepholes[...])
+
+    @staticmethod
+    def gate(params, gates, carry, noise=None):
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        i, f = i + params[0][None] * carry[0], f + params[1][None] * carry[0]
+        cell = jax.nn.sigmoid(f) * carry[0] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return cell, jax.nn.sigmoid(o + params[2][None] * cell) * jnp.tanh(cell)
+
+
+CELLS = {"peephole": Peephole}
+'''
+
+
+@pytest.fixture
+def no_plugins(monkeypatch):
+    """Forgets the plug-ins that the test loads."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(cells, "CELLS", cells.CELLS)
+    before = dict(cells.CELLS)
+    yield
+    cells.CELLS.clear()
+    cells.CELLS.update(before)
+
+
+@pytest.fixture
+def peephole(tmp_path, no_plugins) -> Path:
+    (tmp_path / "peephole.py").write_text(PEEPHOLE)
+    return tmp_path / "peephole.py"
+
+
+def forget():
+    plugins._loaded.clear()
+    del cells.CELLS["peephole"]
+
+
+def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, empty):
+    assert train(empty, "--name", "tiny", "--plugin", peephole, model__cell="peephole") == 0
+    run = tiny_run(empty)
+    [record] = run.environment()["plugins"]
+    assert record == {"path": str(peephole), "sha256": plugins.file_sha256(peephole)}
+    assert b"peephole.py" in run.model.read_bytes()[:100_000]
+
+
+def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, empty):
+    flags = ["--name", "tiny", "--plugin", peephole]
+    assert train(empty, *flags, model__cell="peephole") == 0
+    run, digest = tiny_run(empty), plugins.file_sha256(peephole)[:12]
+    forget()
+    cache = ["--cache", empty / "cache"]
+    for call in (
+        lambda: script("predict")(run.folder, "filmo brillo"),
+        lambda: script("evaluate")(run.folder, "--split", "validation", *cache),
+        lambda: script("explain")(run.folder, "--split", "validation", *cache),
+        lambda: script("train")("--verify", run.folder, *cache),
+        lambda: train(empty, "--name", "tiny", "--resume", model__cell="peephole"),
+    ):
+        message = error_of(call)
+        assert "needs the plug-in peephole.py" in message
+        assert digest in message
+        assert "give --plugin" in message
+    assert script("predict")(run.folder, "--plugin", peephole, "filmo brillo") == 0
+
+
+def test_a_changed_plugin_is_reported(peephole, empty, capsys):
+    flags = ["--name", "tiny", "--plugin", peephole]
+    assert train(empty, *flags, model__cell="peephole") == 0
+    forget()
+    peephole.write_text(PEEPHOLE + "\n# changed\n")
+    capsys.readouterr()
+    assert script("predict")(tiny_run(empty).folder, "--plugin", peephole, "filmo brillo") == 0
+    assert "plug-in peephole.py has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("raise ValueError('bad day')", "raised ValueError: bad day; fix it"),
+        ("import sys; sys.exit(3)", "raised SystemExit: 3; fix it"),
+        ("x = 1", "must define an entry in one of TASKS, CELLS, ENCODERS"),
+        ("CELLS = [1]", "CELLS must be a dict of names and classes"),
+        ("CELLS = {'mine': int}", "CELLS['mine'] must be a subclass of bilstm_attn.nn.cells.Cell"),
+        (
+            "from bilstm_attn.nn.cells import LSTM\nclass A(LSTM): pass\nCELLS = {'gru': A}",
+            "defines 'gru' in CELLS, which exists already; choose another name",
+        ),
+    ],
+)
+def test_a_bad_plugin_is_one_line_and_registers_nothing(tmp_path, no_plugins, source, says):
+    (tmp_path / "bad.py").write_text(source)
+    before = dict(cells.CELLS)
+    assert says in error_of(plugins.load_plugins, [str(tmp_path / "bad.py")])
+    assert before == cells.CELLS
+    assert plugins.loaded() == []
+
+
+def test_a_missing_plugin_is_one_line(no_plugins):
+    assert "no.py is not a file" in error_of(plugins.load_plugins, ["no.py"])
+    assert error_of(plugins.load_plugins, ["no_such_module"]).startswith(
+        "no plug-in 'no_such_module': give the path of a Python file, a module"
+    )
+
+
+def test_a_plugin_may_be_a_module_and_loads_once(peephole, no_plugins, monkeypatch):
+    monkeypatch.syspath_prepend(str(peephole.parent))
+    plugins.load_plugins(["peephole"])
+    plugins.load_plugins(["peephole", str(peephole)])
+    assert len(plugins.loaded()) == 1
+    assert "peephole" in cells.CELLS
+
+
+def test_contract_tests_pass_on_our_classes_and_on_a_plugin(peephole):
+    plugins.load_plugins([str(peephole)])
+    testing.check_cell(GRU)
+    testing.check_cell(cells.CELLS["peephole"])
+    testing.check_encoder(TokenWise)
+    testing.check_pooling(MeanPooling)
+
+
+def test_contract_tests_catch_a_pooling_that_reads_padding():
+    class Careless(MeanPooling):
+        def __call__(self, states, last, weights, mask):
+            return states.mean(axis=0)
+
+    with pytest.raises(AssertionError, match="padding changes no logit"):
+        testing.check_pooling(Careless)
+
+
+def test_contract_tests_catch_a_cell_with_a_constant_gradient():
+    class Stopped(GRU):
+        @staticmethod
+        def gate(params, gates, carry, noise=None):
+            return 0 * GRU.gate(params, gates, carry)
+
+    with pytest.raises(AssertionError, match="gradients reach the embedding"):
+        testing.check_cell(Stopped)
+
+
+def test_git_revision_is_null_in_somebody_elses_repository(tmp_path):
+    package = tmp_path / "venv" / "bilstm_attn"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "theirs"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    assert git_revision(package) is None
+
+
+def test_plugins_run_only_when_named():
+    code = "import sys, bilstm_attn.runtime.plugins as p; print(p.loaded(), 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "False"]
