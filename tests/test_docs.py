@@ -1,0 +1,85 @@
+"""The documentation: its length, links, map, names of options, and the code in it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import tiny_run, train
+
+from bilstm_attn.nn import attention, cells, encoder
+from bilstm_attn.runtime import plugins
+from bilstm_attn.training import objectives
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+
+
+def python_blocks(path: Path) -> list[tuple[str, str]]:
+    """Returns title and code of every Python block of a page."""
+    return re.findall(r"^```python(?: title=(\S+))?\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+def test_readme_is_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@page
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@page
+def test_no_retired_option_or_script_is_named(path):
+    retired = r"validation-reviews|train-reviews|--few\b|model\.products|recompute-gates|each-epoch"
+    assert re.findall(rf"{retired}|examine\.py", path.read_text()) == []
+
+
+def test_every_file_of_the_package_is_on_the_map():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "bilstm_attn"
+    files = {path.name for path in package.rglob("*") if path.suffix in (".py", ".cpp")}
+    assert {name for name in files - {"__init__.py"} if f"`{name}`" not in text} == set()
+    named = set(re.findall(r"`(\w+\.(?:py|cpp))`", text))
+    assert named <= files
+
+
+def test_readme_code_runs(tmp_path):
+    code = "\n".join(text for _, text in python_blocks(ROOT / "README.md"))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
+
+
+@pytest.fixture
+def tables():
+    """Restores the tables that plug-ins add to."""
+    ours = [cells.CELLS, encoder.ENCODERS, attention.ATTENTIONS, objectives.OBJECTIVES]
+    before = [dict(table) for table in ours]
+    yield
+    plugins._loaded.clear()
+    for table, entries in zip(ours, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.parametrize(
+    ("title", "flags"),
+    [
+        ("peephole.py", ["--model.cell", "peephole"]),
+        (
+            "convolution.py",
+            ["--model.encoder", "convolution", "--model.encoder-options", "width", 3],
+        ),
+        (
+            "small_logits.py",
+            ["--train.objective", "small_logits", "--train.objective-options", "weight", 0.1],
+        ),
+    ],
+)
+def test_plugins_of_the_guide_train(title, flags, empty, tables):
+    code = dict(python_blocks(ROOT / "docs" / "extending.md"))[title]
+    (empty / title).write_text(code)
+    assert train(empty, "--plugin", empty / title, "--name", "tiny", *flags) == 0
+    assert tiny_run(empty).model.is_file()
