@@ -7,7 +7,8 @@ number. Paths, devices and log intervals are arguments of a run and live in `scr
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
 BackendChoice = Literal["auto", "native", "pallas", "scan", "plain"]
 MatmulPrecision = Literal["float32", "tensorfloat32", "bfloat16"]
+INIT_SOURCE = re.compile(r"(vectors|model|encoder):(.+)")  # the syntax of train.init_from
 
 
 def require(holds: bool, message: str) -> None:
@@ -117,9 +119,6 @@ class ModelConfig:
     """The meaning of the head's outputs: a name in tasks.TASKS."""
     embedding_size: int = 128
     """Width of a word's vector."""
-    vectors: str = ""
-    """A text file of word vectors, as fastText and GloVe come in, that words start with; words it
-    does not have, or all if none is given, start at random."""
     hidden_size: int = 64
     """Hidden units of one direction."""
     encoder: str = "recurrent"
@@ -239,6 +238,10 @@ class TrainConfig:
     """What is minimised: a name in objectives.OBJECTIVES."""
     objective_options: Options = dataclasses.field(default_factory=dict)
     """What else the objective's constructor takes."""
+    init_from: str = ""
+    """Initial parameters. vectors:FILE reads word vectors (fastText/GloVe text format); model:PATH
+    copies every parameter that fits from an exported model or run folder, embedding rows by word;
+    encoder:PATH copies its embedding and encoder only. The rest is random; empty is all random."""
     eval_split: Literal["validation", "test"] = "validation"
     """The split reported after each epoch. With test nothing is selected on it."""
     select: Literal["best", "last"] = "best"
@@ -247,6 +250,11 @@ class TrainConfig:
     def __post_init__(self):
         require_types("train.", self)
         require_positive("train", epochs=self.epochs, microbatches=self.microbatches)
+        require(
+            not self.init_from or INIT_SOURCE.fullmatch(self.init_from) is not None,
+            "train.init_from must be vectors:FILE, model:PATH or encoder:PATH (or empty), "
+            f"got {self.init_from!r}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,14 +317,40 @@ def fields_of(config: Config) -> dict[str, Any]:
     return flat(dataclasses.asdict(config))
 
 
-# Fields of earlier versions, in saved configs and exports, and their names today.
-RENAMED = {
-    "data.validation_reviews": "validation_examples",
-    "data.train_reviews": "train_examples",
-    "model.products": "matmul_precision",
-    "model.recompute_gates": "remat",
-    "train.each_epoch": "eval_split",
+def _same(value: Any) -> Any:
+    return value
+
+
+def _vectors_source(path: Any) -> Any:
+    return f"vectors:{path}" if path else path
+
+
+# Fields of earlier versions in saved configs and exports: the path today, and the value's form.
+MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "data.validation_reviews": ("data.validation_examples", _same),
+    "data.train_reviews": ("data.train_examples", _same),
+    "model.products": ("model.matmul_precision", _same),
+    "model.recompute_gates": ("model.remat", _same),
+    "model.vectors": ("train.init_from", _vectors_source),
+    "train.each_epoch": ("train.eval_split", _same),
 }
+
+
+def _migrate(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a saved config with the fields of earlier versions moved."""
+    values = {name: dict(v) if isinstance(v, dict) else v for name, v in values.items()}
+    for old, (new, convert) in MOVED.items():
+        (old_owner, old_name), (new_owner, new_name) = old.split("."), new.split(".")
+        source = values.get(old_owner)
+        if not isinstance(source, dict) or old_name not in source:
+            continue
+        target = values.setdefault(new_owner, {})
+        require(
+            new_name not in target,
+            f"{old} is now named {new}, and both are given; remove {old}",
+        )
+        target[new_name] = convert(source.pop(old_name))
+    return values
 
 
 def from_json(text: str, origin: str) -> Config:
@@ -328,7 +362,7 @@ def from_json(text: str, origin: str) -> Config:
       UserError: not JSON, a field this version does not know, or a value out of range.
     """
     try:
-        return _from_mapping(Config, json.loads(text), "")
+        return _from_mapping(Config, _migrate(json.loads(text)), "")
     except UserError as error:
         raise UserError(f"{origin} does not fit this version of bilstm_attn: {error}") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -339,7 +373,6 @@ def _from_mapping(kind: type, values: Mapping[str, Any], path: str) -> Any:
     hints = get_type_hints(kind)
     given = {}
     for name, value in values.items():
-        name = RENAMED.get(f"{path}{name}", name)
         if name not in hints:
             raise unknown("field", f"{path}{name}", [f"{path}{known}" for known in hints])
         hint = hints[name]

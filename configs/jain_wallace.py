@@ -3,7 +3,7 @@
 One layer, tanh attention over the states alone, no dropout, no dense layer; reviews of fewer than
 400 words. 5,000 reviews are held out by seed; the epoch with the best accuracy on them is exported
 and measured on test once. Deviations: word vectors start at random unless
-`--model.vectors wiki.simple.vec` gives fastText's; the start
+`--train.init-from vectors:wiki.simple.vec` gives fastText's; the start
 token may be attended to; batches are drawn at random.
 
 Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. They sum the loss over a

@@ -1,4 +1,4 @@
-"""Word vectors that were trained elsewhere, in the text form of fastText, GloVe and word2vec."""
+"""Pretrained word vectors, in the text format of fastText, GloVe and word2vec."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,30 +7,29 @@ import numpy as np
 
 from bilstm_attn.data.vocabulary import RESERVED, Vocabulary
 from bilstm_attn.errors import UserError
-from bilstm_attn.runtime.files import file_sha256
 
 
 class WordVectors(NamedTuple):
-    """Vectors of some words of a vocabulary."""
+    """Rows of an embedding, and their ids."""
 
     ids: np.ndarray  # int32[n]
     vectors: np.ndarray  # float32[n e]
 
 
 def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
-    """Returns the vectors of the vocabulary's words that a file has, of `size` numbers each.
+    """Returns the file's vectors of the words in the vocabulary, each of `size` numbers.
 
-    A line is a word and its numbers, with spaces between; a first line of two numbers is a heading.
-    Of two lines for a word the first counts.
+    A line holds a word and its numbers, separated by spaces; a first line of two numbers is a
+    header. If a word has several lines, the first one is used.
 
     Raises:
-      UserError: it cannot be read, has other than `size` numbers, or none of the words.
+      UserError: the file cannot be read, its vectors have another size, or it has no known word.
     """
-    rows = {word: RESERVED + rank for rank, word in enumerate(vocabulary.words)}
-    found: dict[int, np.ndarray] = {}
-    width = 0  # of the first word's vector
+    ids = {word: RESERVED + rank for rank, word in enumerate(vocabulary.words)}
+    vectors: dict[int, np.ndarray] = {}
+    width = 0  # size of the first vector
     try:
-        # A word may hold what Unicode takes for the end of a line.
+        # A word may contain a character that Unicode counts as a line break.
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 word, *numbers = line.rstrip(" \r\n").split(" ")
@@ -39,17 +38,17 @@ def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
                 if len(numbers) < size or (width := width or len(numbers)) != size:
                     raise UserError(
                         f"{path} has {len(numbers)} numbers in line {number}, and "
-                        f"model.embedding_size is {size}; make them the same"
+                        f"model.embedding_size is {size}; give the file's size there"
                     )
-                if len(numbers) > size:  # a word with spaces in it, as some of GloVe's
+                if len(numbers) > size:  # a word with spaces in it, as in some GloVe files
                     continue
-                if word in rows and rows[word] not in found:
-                    found[rows[word]] = _numbers(numbers, path, number)
+                if word in ids and ids[word] not in vectors:
+                    vectors[ids[word]] = _numbers(numbers, path, number)
     except OSError as error:
         raise UserError(f"cannot read the word vectors: {error}; give another path") from None
-    if not found:
-        raise UserError(f"{path} has none of the {len(rows):,} words; give word vectors as text")
-    return WordVectors(np.array(list(found), np.int32), np.stack(list(found.values())))
+    if not vectors:
+        raise UserError(f"{path} has none of the {len(ids):,} words; give word vectors as text")
+    return WordVectors(np.array(list(vectors), np.int32), np.stack(list(vectors.values())))
 
 
 def _numbers(numbers: list[str], path: Path, line: int) -> np.ndarray:
@@ -58,23 +57,5 @@ def _numbers(numbers: list[str], path: Path, line: int) -> np.ndarray:
     except ValueError:
         vector = np.full(1, np.nan, np.float32)
     if not np.isfinite(vector).all():
-        raise UserError(f"{path} has other than finite numbers in line {line}; mend that line")
+        raise UserError(f"{path} has other than finite numbers in line {line}; fix that line")
     return vector
-
-
-def require_digest(path: Path, recorded: str, folder: Path) -> None:
-    """Raises a `UserError` unless the file is the one that the run in `folder` recorded."""
-    if digest_of(path) != recorded:
-        raise UserError(f"{folder} had other word vectors than {path}; put that file back")
-
-
-def digest_of(path: Path) -> str:
-    """Returns the file's SHA-256.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise UserError(f"cannot read the word vectors: {error}; give another path") from None

@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
     Raises:
       UserError: it cannot be written; what was there before still is.
     """
-    flat = _flatten(params)
+    flat = flatten_params(params)
     about = {
         "format": FORMAT,
         "config": config.to_json(),
@@ -86,7 +87,7 @@ def load_model(path: Path) -> Exported:
         raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
     require_plugins(json.loads(about.get("plugins", "[]")), str(path), _warn)
     words = about["vocabulary"].split("\n") if about["vocabulary"] else []
-    return Exported(_unflatten(flat), from_json(about["config"], str(path)), Vocabulary(words))
+    return Exported(unflatten_params(flat), from_json(about["config"], str(path)), Vocabulary(words))
 
 
 def _warn(line: str) -> None:
@@ -100,13 +101,18 @@ def _texts(about: dict[str, str]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
 
 
-def _flatten(params: Params) -> dict[str, np.ndarray]:
-    """Returns the arrays by their path: `encoder.layers.0.forward.bias`."""
+def flatten_params(params: Params, *, copy: bool = True) -> dict[str, Any]:
+    """Returns the arrays by their path: `encoder.layers.0.forward.bias`.
+
+    With `copy` they are NumPy arrays on the host, else the arrays themselves.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+    flat = {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in flat.items()} if copy else flat
 
 
-def _unflatten(flat: dict[str, np.ndarray]) -> Params:
+def unflatten_params(flat: Mapping[str, Any]) -> Params:
+    """Returns the parameters that `flatten_params` was given."""
     params: Params = {}
     for name, leaf in flat.items():
         *owners, last = (int(part) if part.isdecimal() else part for part in name.split("."))

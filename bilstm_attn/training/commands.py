@@ -22,7 +22,6 @@ from bilstm_attn.data.splits import (
     split_examples,
 )
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
-from bilstm_attn.data.word_vectors import digest_of
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.evaluate import (
     make_logits_step,
@@ -49,6 +48,7 @@ from bilstm_attn.runtime.distributed import (
 from bilstm_attn.runtime.plugins import require_plugins
 from bilstm_attn.runtime.signals import Interrupted
 from bilstm_attn.runtime.xla_flags import Processes, request_deterministic_gpu_ops
+from bilstm_attn.training.initial import digest_of
 from bilstm_attn.training.loop import train
 from bilstm_attn.training.objectives import OBJECTIVES
 from bilstm_attn.training.run_dir import RunDir, describe_environment
@@ -133,16 +133,20 @@ def run_training(
         )
         environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
         environment |= {"backend": model.backend, "seeds": seeds}
-        if config.model.vectors:
-            environment |= {"vectors_sha256": digest_of(Path(config.model.vectors))}
+        environments = [environment] * seeds
+        if init_from := config.train.init_from:
+            environment |= {"init_from_sha256": digest_of(init_from)}
+            environments = [
+                environment | _read_initial(replica, model, console) for replica in replicas
+            ]
         require_same(
             backend=model.backend,
             data=environment["data_sha256"],
-            vectors=environment.get("vectors_sha256"),
+            init_from=environment.get("init_from_sha256"),
         )
         with contextlib.ExitStack() as stack:
             saved = on_main_process(
-                lambda: _begin(stack, folders, configs, environment, resume=resume)
+                lambda: _begin(stack, folders, configs, environments, resume=resume)
             )
             if resume and not saved:
                 console.print("no checkpoint was saved yet; starting at step 0")
@@ -166,6 +170,15 @@ def _require_plugins_of(run: RunDir, console: Console) -> None:
     starts = on_main_process(run.environments)
     if starts:
         require_plugins(starts[-1].get("plugins", []), str(run.folder), console.print)
+
+
+def _read_initial(replica: SeedReplica, model: Model, console: Console) -> dict[str, Any]:
+    """Reads the initial values of a seed, prints their coverage, returns their record."""
+    values = replica.initial_values(model)
+    if values is None:
+        return {}
+    console.print(f"initialised from {replica.config.train.init_from}: {values.coverage}")
+    return values.record
 
 
 def _require_same_program(config: Config, resume: bool, seeds: int, log_every_steps: int) -> None:
@@ -193,7 +206,7 @@ def _begin(
     stack: contextlib.ExitStack,
     folders: Sequence[RunDir],
     configs: Sequence[Config],
-    environment: dict[str, Any],
+    environments: Sequence[dict[str, Any]],
     *,
     resume: bool,
 ) -> bool:
@@ -202,7 +215,7 @@ def _begin(
     Returns:
       Whether all of them have checkpoints.
     """
-    for run, config in zip(folders, configs, strict=True):
+    for run, config, environment in zip(folders, configs, environments, strict=True):
         stack.enter_context(run.held())
         run.check(config, resume=resume)  # what another process may have begun meanwhile
         run.start(config, environment)

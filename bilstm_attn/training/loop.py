@@ -79,7 +79,9 @@ def train(
             stack_of_contexts.enter_context(replica.checkpoints)
         stops = stack_of_contexts.enter_context(interruptible())
         firsts = [
-            initial_state(model, objective, optimizer, replica.config.seed, replica.vectors())
+            initial_state(
+                model, objective, optimizer, replica.config.seed, replica.initial_values(model)
+            )
             for replica in replicas
         ]
         states, records = _restore(replicas, firsts, console)

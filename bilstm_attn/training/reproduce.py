@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from bilstm_attn.config import Backend, Config
 from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
-from bilstm_attn.data.word_vectors import require_digest
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.model import Model
@@ -17,6 +16,7 @@ from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.plugins import require_plugins
 from bilstm_attn.training.commands import make_replica
+from bilstm_attn.training.initial import require_recorded
 from bilstm_attn.training.loop import PROOF_STEP, train
 from bilstm_attn.training.run_dir import RunDir, describe_environment
 
@@ -52,8 +52,7 @@ def run_verification(folder: Path, locations: DataLocations) -> int:
     here |= {"backend": backend, "seeds": 1}
     if here["data_sha256"] != recorded["data_sha256"]:
         raise UserError(f"{folder} was trained on other data; give the --cache it had")
-    if config.model.vectors:
-        require_digest(Path(config.model.vectors), recorded["vectors_sha256"], folder)
+    require_recorded(config.train.init_from, recorded, folder)
     for line in _differences(recorded, here):
         console.print(f"differs  {line}")
     with tempfile.TemporaryDirectory() as again:
@@ -83,7 +82,8 @@ def _choose_backend_as(recorded: dict[str, Any], config: Config, console: Consol
 def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Returns a line for each circumstance that may change bits, and is another one here."""
     lines = []
-    for name in recorded.keys() - {"command", "versions", "from_step"}:
+    compared = {name for name in recorded if not name.startswith(("init_from_", "vectors_"))}
+    for name in compared - {"command", "versions", "from_step"}:
         if recorded[name] != here.get(name):
             lines.append(f"{name}: {recorded[name]} there, {here.get(name)} here")
     for package, version in here["versions"].items():

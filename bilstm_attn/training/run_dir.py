@@ -159,6 +159,12 @@ class RunDir:
             raise UserError(
                 f"{self.folder} was begun on other data; give the --cache it had, or another --name"
             )
+        recorded = earlier[-1].get("init_from_sha256") if earlier else None
+        if earlier and recorded != environment.get("init_from_sha256"):
+            raise UserError(
+                f"{self.folder} was initialised from another file; restore that file, or give "
+                "another --name"
+            )
         self.write_environments([*earlier, environment])
         write_atomically(self.config_file, config.to_json().encode())
 

@@ -1,6 +1,5 @@
 """One seed's part of a training; several seeds in one program have one each."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +9,12 @@ from bilstm_attn.config import Config, differences, from_json
 from bilstm_attn.data.batches import BatchPlan, plan_epoch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.vocabulary import Vocabulary
-from bilstm_attn.data.word_vectors import WordVectors, read_vectors
 from bilstm_attn.errors import UserError
+from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.prng import stream
 from bilstm_attn.training.checkpoint import Checkpoints
+from bilstm_attn.training.initial import InitialValues, read_initial
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.step import TrainState
 
@@ -39,6 +39,7 @@ class SeedReplica:
         self.config, self.vocabulary, self.run = config, vocabulary, run
         self.training, self.eval_examples = training, eval_examples
         self.checkpoints = Checkpoints(run.checkpoints)
+        self._initial: InitialValues | None = None
 
     @property
     def key(self) -> Key[Array, ""]:
@@ -58,16 +59,15 @@ class SeedReplica:
         name = f"{self.config.train.eval_split}_accuracy"
         return max(self.epochs, key=lambda record: record[name])
 
-    def vectors(self) -> WordVectors | None:
-        """Returns what words start with, if the config names a file of word vectors.
+    def initial_values(self, model: Model) -> InitialValues | None:
+        """Returns the values that `train.init_from` names, read once; None if it is empty.
 
         Raises:
-          UserError: the file cannot be read, or does not fit.
+          UserError: the source cannot be read, or does not fit the model.
         """
-        model = self.config.model
-        if not model.vectors:
-            return None
-        return read_vectors(Path(model.vectors), self.vocabulary, model.embedding_size)
+        if self._initial is None:
+            self._initial = read_initial(self.config.train.init_from, model, self.vocabulary)
+        return self._initial
 
     def plan(self, epoch: int) -> list[BatchPlan]:
         """Returns the batches of an epoch."""

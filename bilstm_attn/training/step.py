@@ -11,11 +11,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from bilstm_attn.data.word_vectors import WordVectors
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import AXIS, REPLICATED, rows_spec
-from bilstm_attn.runtime.prng import stream
+from bilstm_attn.training.initial import InitialValues, initial_params
 from bilstm_attn.training.objectives import Objective, Term, Terms, add_terms
 from bilstm_attn.types import Batch, Keys, Params
 
@@ -37,23 +36,15 @@ GroupsKeys = tuple[Key[Array, "*s b"], ...]  # one per example, group by group
 TrainStep = Callable[[TrainState, Groups, Key[Array, "*s"]], tuple[TrainState, Terms]]
 
 
-def initial_params(model: Model, seed: int, vectors: WordVectors | None = None) -> Params:
-    """Returns the initial parameters; `vectors` overwrite the matching embedding rows."""
-    params = jax.jit(model.init)(stream(jax.random.key(seed), "params"))
-    if vectors is not None:
-        params = params | {"embedding": params["embedding"].at[vectors.ids].set(vectors.vectors)}
-    return params
-
-
 def initial_state(
     model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int,
-    vectors: WordVectors | None = None,
+    values: InitialValues | None = None,
 ) -> TrainState:
     """Returns the state before the first step."""
-    params = initial_params(model, seed, vectors)
+    params = initial_params(model, seed, values)
     start = jnp.zeros((), jnp.int32)
     return TrainState(start, params, jax.jit(optimizer.init)(params), objective.zero_terms())
 

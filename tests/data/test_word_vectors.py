@@ -8,10 +8,10 @@ from tiny_run import error_of, tiny_run, train
 
 from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.data.vocabulary import RESERVED, Vocabulary
-from bilstm_attn.data.word_vectors import digest_of, read_vectors
+from bilstm_attn.data.word_vectors import read_vectors
 from bilstm_attn.nn.model import Model
+from bilstm_attn.training.initial import digest_of, initial_params, read_initial
 from bilstm_attn.training.reproduce import run_verification
-from bilstm_attn.training.step import initial_params
 
 
 def verify(run, folder):
@@ -39,14 +39,15 @@ def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(t
 def test_run_starts_with_them_and_records_their_digest(empty):
     lines = (f"{word} {number} 0 0 {-number}" for number, word in enumerate(["brillo", "dregg"], 1))
     path = write(empty / "some.vec", *lines)
-    fields = {"model__vectors": path, "train__epochs": 1}
+    fields = {"train__init_from": f"vectors:{path}", "train__epochs": 1}
     assert train(empty, "--name", "tiny", **fields) == 0
     run = tiny_run(empty)
-    assert run.environments()[-1]["vectors_sha256"] == digest_of(path)
+    assert run.environments()[-1]["init_from_sha256"] == digest_of(f"vectors:{path}")
     config = run.config()
     model = Model(config.model, RESERVED + 3)
     found = read_vectors(path, WORDS, 4)
-    with_them, without = (initial_params(model, 0, vectors) for vectors in (found, None))
+    values = read_initial(config.train.init_from, model, WORDS)
+    with_them, without = (initial_params(model, 0, given) for given in (values, None))
     embedding = np.asarray(with_them["embedding"])
     assert embedding[RESERVED + 1].tolist() == [1, 0, 0, -1]
     others = np.delete(np.arange(len(embedding)), found.ids)
@@ -56,7 +57,7 @@ def test_run_starts_with_them_and_records_their_digest(empty):
     assert train(empty, "--name", "other", train__epochs=1) == 0
     assert losses(run) != losses(tiny_run(empty, "other"))
     path.write_text(path.read_text().replace("1 0", "1 1"))
-    assert "had other word vectors" in error_of(verify, run, empty)
+    assert "was initialised from another file" in error_of(verify, run, empty)
 
 
 def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
@@ -82,6 +83,6 @@ def test_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
 
 
 def test_file_that_is_not_there_is_one_line(empty):
-    message = error_of(train, empty, "--name", "tiny", model__vectors=empty / "none.vec")
-    assert message.startswith("cannot read the word vectors: ")
+    message = error_of(train, empty, "--name", "tiny", train__init_from=f"vectors:{empty / 'none.vec'}")
+    assert message.startswith("cannot read the source of train.init_from: ")
     assert not tiny_run(empty).folder.exists()

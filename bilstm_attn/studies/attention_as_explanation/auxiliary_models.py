@@ -16,7 +16,6 @@ import numpy as np
 
 from bilstm_attn.config import differences
 from bilstm_attn.data.vocabulary import RESERVED
-from bilstm_attn.data.word_vectors import require_digest
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import TokenWeights
 from bilstm_attn.inference.exported import Exported, export_model, load_model
@@ -39,6 +38,7 @@ from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
     logits_under,
 )
 from bilstm_attn.training.commands import make_replica
+from bilstm_attn.training.initial import require_recorded
 from bilstm_attn.training.objectives import CrossEntropy, Objective
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import SeedReplica
@@ -131,7 +131,7 @@ def evaluate_together(
 class AuxiliaryModels:
     """Trains auxiliary models on the run's training examples, and compares them with its model.
 
-    Methods raise a `UserError` if the data or the word vectors differ from the run's, or if
+    Methods raise a `UserError` if the data or the source of the initial values differ from the run's, or if
     training diverges.
     """
 
@@ -269,7 +269,7 @@ class AuxiliaryModels:
             training,
             self._replica.training,
             dataclasses.replace(study_run.config, seed=seed),
-            self._replica.vectors(),
+            self._replica.initial_values(model),
             study_run.mesh,
             study_run.console,
         )
@@ -294,7 +294,7 @@ class AuxiliaryModels:
                 f"{study_run.run_dir.folder} was trained on other data than "
                 f"{study_run.tokens.folder}; give the --cache of its training"
             )
-        if vectors := study_run.config.model.vectors:
-            recorded = study_run.run_dir.environment()["vectors_sha256"]
-            require_digest(Path(vectors), recorded, study_run.run_dir.folder)
+        if init_from := study_run.config.train.init_from:
+            environment = study_run.run_dir.environment()
+            require_recorded(init_from, environment, study_run.run_dir.folder)
         return replica

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from bilstm_attn.config import Config
 from bilstm_attn.data.batches import BatchPlan, plan_epoch, read_batch
 from bilstm_attn.data.splits import Examples
-from bilstm_attn.data.word_vectors import WordVectors
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import TokenWeights
 from bilstm_attn.nn.model import Model
@@ -29,6 +28,7 @@ from bilstm_attn.runtime.prng import stream
 from bilstm_attn.training.metrics_log import means_of
 from bilstm_attn.training.objectives import Objective, Term, Terms, labelled
 from bilstm_attn.training.optim import make_optimizer
+from bilstm_attn.training.initial import InitialValues
 from bilstm_attn.training.step import Groups, initial_state, make_train_step
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Tokens, Weights
 
@@ -140,7 +140,7 @@ def fit(
     training: AuxiliaryTraining,
     examples: Examples,
     config: Config,
-    vectors: WordVectors | None,
+    values: InitialValues | None,
     mesh: Mesh,
     console: Console,
 ) -> Params:
@@ -150,7 +150,7 @@ def fit(
       training: the model, its objective, and departures from the config.
       examples: the training examples.
       config: of the base model's run, with the auxiliary model's seed.
-      vectors: initial word vectors, if the base model had some.
+      values: initial values that replace random ones, if the base model had some.
       mesh: the devices that share each batch.
       console: prints the loss of each epoch.
 
@@ -167,7 +167,7 @@ def fit(
         optax.masked(optax.set_to_zero(), is_frozen),
     )
     model, objective = training.model, training.objective
-    state = initial_state(model, objective, optimizer, config.seed, vectors)
+    state = initial_state(model, objective, optimizer, config.seed, values)
     # A copy, since the step donates its arguments.
     state = state._replace(params=state.params | jax.tree.map(jnp.copy, training.start))
     state = replicate(state, mesh)
