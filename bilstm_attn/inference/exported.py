@@ -87,7 +87,9 @@ def load_model(path: Path) -> Exported:
         raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
     require_plugins(json.loads(about.get("plugins", "[]")), str(path), _warn)
     words = about["vocabulary"].split("\n") if about["vocabulary"] else []
-    return Exported(unflatten_params(flat), from_json(about["config"], str(path)), Vocabulary(words))
+    return Exported(
+        unflatten_params(flat), from_json(about["config"], str(path)), Vocabulary(words)
+    )
 
 
 def _warn(line: str) -> None:

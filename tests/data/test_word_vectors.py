@@ -83,6 +83,8 @@ def test_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
 
 
 def test_file_that_is_not_there_is_one_line(empty):
-    message = error_of(train, empty, "--name", "tiny", train__init_from=f"vectors:{empty / 'none.vec'}")
+    message = error_of(
+        train, empty, "--name", "tiny", train__init_from=f"vectors:{empty / 'none.vec'}"
+    )
     assert message.startswith("cannot read the source of train.init_from: ")
     assert not tiny_run(empty).folder.exists()

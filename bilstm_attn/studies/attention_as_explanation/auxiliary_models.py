@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -131,8 +130,8 @@ def evaluate_together(
 class AuxiliaryModels:
     """Trains auxiliary models on the run's training examples, and compares them with its model.
 
-    Methods raise a `UserError` if the data or the source of the initial values differ from the run's, or if
-    training diverges.
+    Methods raise a `UserError` if the data or the source of the initial values differ from the
+    run's, or if training diverges.
     """
 
     study_run: StudyRun
@@ -265,11 +264,12 @@ class AuxiliaryModels:
         study_run = self.study_run
         study_run.console.print(f"{study_run.config.name}: training {name}")
         seed = (study_run.config.seed + 1) % 2**32
+        values = self._replica.initial_values(study_run.model)
         return fit(
             training,
             self._replica.training,
             dataclasses.replace(study_run.config, seed=seed),
-            self._replica.initial_values(model),
+            values and values._replace(params={}),  # an auxiliary model may lack those parameters
             study_run.mesh,
             study_run.console,
         )

@@ -25,10 +25,10 @@ from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import replicate, shard_rows
 from bilstm_attn.runtime.prng import stream
+from bilstm_attn.training.initial import InitialValues
 from bilstm_attn.training.metrics_log import means_of
 from bilstm_attn.training.objectives import Objective, Term, Terms, labelled
 from bilstm_attn.training.optim import make_optimizer
-from bilstm_attn.training.initial import InitialValues
 from bilstm_attn.training.step import Groups, initial_state, make_train_step
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Tokens, Weights
 
