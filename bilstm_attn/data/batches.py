@@ -1,4 +1,4 @@
-"""Which reviews make which batch: pure functions of config, seed, epoch and step."""
+"""Batches: which examples are in which batch, as pure functions of config, seed and epoch."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from bilstm_attn.types import Batch
 
 
 class BatchPlan(NamedTuple):
-    """One batch before it is read: which example in which row, and how far rows are padded."""
+    """A batch before its tokens are read: the example of every row, and the padded lengths."""
 
-    slots: np.ndarray  # int64[batch_size], an example, or -1 for filler; group after group
-    edges: tuple[int, ...]  # what each of the equal groups is padded to
+    slots: np.ndarray  # int64[batch_size]: index of an example, -1 for filler; group by group
+    edges: tuple[int, ...]  # the padded length of each of the equal groups
 
     @property
     def size(self) -> int:
@@ -27,13 +27,13 @@ class BatchPlan(NamedTuple):
 def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -> list[BatchPlan]:
     """Returns the batches of a training epoch: every example once, in an order drawn by seed.
 
-    A batch is a random sample, as in the tutorial, but sorted by length and cut into equal groups,
-    group g padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` whole,
-    so that there are at most two layouts to compile for. A group's rows are in an order that gives
-    devices, which take so many rows each, reviews of like lengths.
+    A batch is a random sample, as in the tutorial, sorted by length and cut into equal groups;
+    group g is padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` as a
+    whole, so there are at most two layouts to compile. The rows of a group are ordered so that
+    every device gets examples of similar lengths.
 
-    Deviation from batches of one length each, which waste less: those trained a worse model
-    (README, Results).
+    Deviation from batches of equal lengths, which waste less: those trained a worse model
+    (docs/results.md).
     """
     order = numpy_generator(seed, "order", epoch).permutation(len(lengths))
     plans = []
@@ -49,7 +49,7 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
 
 
 def plan_by_length(lengths: np.ndarray, config: DataConfig) -> list[BatchPlan]:
-    """Returns batches of one group each, of all examples by rising length, to measure with."""
+    """Returns batches of one group each, of all examples by increasing length, for evaluation."""
     order = np.argsort(lengths, kind="stable")
     plans = []
     for start in range(0, len(order), config.batch_size):
@@ -62,26 +62,26 @@ def plan_by_length(lengths: np.ndarray, config: DataConfig) -> list[BatchPlan]:
 
 
 def _sort_by_length(chosen: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
-    """Returns the chosen examples by rising length, after so much filler that there are `size`."""
+    """Returns the chosen examples by increasing length, after filler up to `size` rows."""
     ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
     return np.concatenate([np.full(size - len(chosen), -1), ordered])
 
 
 def _interleaved(size: int) -> np.ndarray:
-    """Returns an order of sorted rows of which every equal part is a fair sample.
+    """Returns an order of sorted rows in which every equal part is a representative sample.
 
-    It is that of the bit-reversed row numbers (van der Corput): halves are the even and the odd
+    It sorts by bit-reversed row numbers (van der Corput): the halves are the even and the odd
     rows, and so on.
     """
     bits = max(size - 1, 1).bit_length()
-    turned = [int(f"{row:0{bits}b}"[::-1], 2) for row in range(size)]
-    return np.argsort(turned)
+    reversed_bits = [int(f"{row:0{bits}b}"[::-1], 2) for row in range(size)]
+    return np.argsort(reversed_bits)
 
 
 def read_batch(
     examples: Examples, plan: BatchPlan, config: DataConfig, part: Part = ALL_ROWS
 ) -> tuple[Batch, ...]:
-    """Returns the part's rows of the batch of `plan`, a `Batch` a group."""
+    """Returns the rows of one process of the planned batch, one `Batch` per group."""
     groups = np.split(plan.slots, len(plan.edges))
     return tuple(
         _read_group(examples, np.split(slots, part.parts)[part.number], edge, config.max_tokens)
@@ -90,7 +90,7 @@ def read_batch(
 
 
 def _read_group(examples: Examples, slots: np.ndarray, edge: int, max_tokens: int) -> Batch:
-    """Returns the examples in `slots`, padded to `edge`; -1 is filler, weight 0, length 0."""
+    """Returns the examples in `slots`, padded to `edge`; -1 is a filler row of weight 0."""
     tokens = np.full((len(slots), edge), PADDING, np.int32)
     length = np.where(slots < 0, 0, examples.lengths[slots]).astype(np.int32)
     for row, example in enumerate(slots):

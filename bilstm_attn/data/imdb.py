@@ -154,8 +154,8 @@ def _prepare(data_dir: Path, archive: Path | None) -> None:
         print(f"preparing {folder} from {archive}, once (a minute)", file=sys.stderr)
         builder = Builder(data_dir, read_archive(archive))
         tfds.disable_progress_bar()
-        # tfds prints sizes that it does not know. It writes beside the folder and renames at the
-        # end, so that the folder appears whole or not at all.
+        # tfds prints sizes that it does not know. It writes to a temporary folder and renames it at
+        # the end, so the folder appears complete or not at all.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
     except (OSError, RuntimeError) as error:  # array_record raises the latter
@@ -183,7 +183,7 @@ def _open(folder: Path) -> Any:
     except Exception as error:  # whatever damaged descriptions make tfds raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{folder} is no prepared data set: {info.name} or what lies beside it cannot be read "
+            f"{folder} is not a prepared data set: {info.name} or another file is unreadable "
             f"({reason}); remove the folder and run again"
         ) from None
     sizes = {split: builder.info.splits[split].num_examples for split in builder.info.splits}

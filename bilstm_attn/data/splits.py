@@ -1,4 +1,4 @@
-"""Which examples belong to which part of a data set, in a run's vocabulary."""
+"""Splits: the training, validation and test examples of a run, in its vocabulary."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,42 +14,42 @@ from bilstm_attn.runtime.prng import numpy_generator
 
 
 class Examples(NamedTuple):
-    """Reviews of one part of a data set, in ids of a run's vocabulary."""
+    """Examples of one split, as ids of a run's vocabulary."""
 
     ids: np.ndarray  # int32, the whole split, flat
     starts: np.ndarray  # int64[n]: example i's words are ids[starts[i]:stops[i]]
     stops: np.ndarray
     labels: np.ndarray  # int8[n]
-    rows: np.ndarray  # int64[n]: which reviews of the split they are
+    rows: np.ndarray  # int64[n]: their rows in the split
     lengths: np.ndarray  # int64[n], in tokens, with the start token, after truncation
 
     @property
     def size(self) -> int:
-        """Number of reviews."""
+        """Number of examples."""
         return len(self.rows)
 
 
 def read_rows(split: Split, config: DataConfig) -> np.ndarray:
-    """Returns the rows of the reviews that the config reads, rising."""
+    """Returns the rows that the config reads, ascending: all, or those short enough."""
     rows = np.arange(len(split.labels))
     return rows[split.counts + 1 <= config.max_tokens] if config.drop_longer else rows
 
 
 def draw_parts(rows: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which rows are the training and which the validation part, each rising.
+    """Returns the rows of the training and of the validation part, each ascending.
 
     Raises:
-      UserError: the config asks for more reviews than there are.
+      UserError: the config needs more examples than there are.
     """
-    reviews = len(rows)
+    size = len(rows)
     wanted = config.validation_examples + (config.train_examples or 1)
-    if wanted > reviews:
+    if wanted > size:
         raise UserError(
-            f"{config.dataset} has {reviews} training reviews; data.validation_examples "
-            f"{config.validation_examples} and data.train_examples {config.train_examples} ask for "
+            f"{config.dataset} has {size} training examples; data.validation_examples "
+            f"{config.validation_examples} and data.train_examples {config.train_examples} require "
             f"{wanted}; lower one of them"
         )
-    order = rows[numpy_generator(seed, "split").permutation(reviews)]
+    order = rows[numpy_generator(seed, "split").permutation(size)]
     rest = order[config.validation_examples :]
     return np.sort(rest[: config.train_examples]), np.sort(order[: config.validation_examples])
 
@@ -57,7 +57,7 @@ def draw_parts(rows: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndar
 def count_vocabulary(
     split: Split, rows: np.ndarray, lexicon: Sequence[str], size: int
 ) -> Vocabulary:
-    """Returns the `size - 4` most frequent words of reviews `rows`, ties by word."""
+    """Returns the `size - 4` most frequent words of the examples `rows`, ties in word order."""
     chosen = np.zeros(len(split.labels), bool)
     chosen[rows] = True
     words = split.words[np.repeat(chosen, split.counts)]
@@ -74,7 +74,7 @@ def select_examples(
     lexicon: Sequence[str],
     max_tokens: int,
 ) -> Examples:
-    """Returns reviews `rows` of `split` in ids of `vocabulary`."""
+    """Returns the examples `rows` of `split` as ids of `vocabulary`."""
     starts, stops = split.offsets[:-1][rows], split.offsets[1:][rows]
     return Examples(
         ids=vocabulary.encode(lexicon)[split.words],
@@ -89,7 +89,7 @@ def select_examples(
 def split_examples(
     tokens: TokenCache, split: str, vocabulary: Vocabulary, config: Config
 ) -> Examples:
-    """Returns the reviews of a split, or of `validation`: those held out from training by seed.
+    """Returns the examples of a split; `validation` are those held out from training by seed.
 
     Raises:
       UserError: the data set has no such split, or nothing was held out.
@@ -101,14 +101,14 @@ def split_examples(
         return examples_of_rows(tokens, split, rows, vocabulary, config)
     _, rows = draw_parts(read_rows(tokens.split("train"), config.data), config.data, config.seed)
     if len(rows) == 0:
-        raise UserError("this run held out no validation reviews; give --split test")
+        raise UserError("this run held out no validation examples; give --split test")
     return examples_of_rows(tokens, "train", rows, vocabulary, config)
 
 
 def examples_of_rows(
     tokens: TokenCache, split: str, rows: np.ndarray, vocabulary: Vocabulary, config: Config
 ) -> Examples:
-    """Returns the examples at `rows` of a split, truncated as the config says."""
+    """Returns the examples at `rows` of a split, truncated to `data.max_tokens`."""
     return select_examples(
         tokens.split(split), rows, vocabulary, tokens.lexicon(), config.data.max_tokens
     )

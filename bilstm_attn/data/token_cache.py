@@ -1,9 +1,9 @@
-"""The token cache: every review of a data set, tokenised once.
+"""The token cache: every example of a data set, tokenised once.
 
-A folder per data set holds a lexicon (all its distinct words, in alphabetical order), and per
-split the reviews' words as one flat array of positions in the lexicon. It does not depend on a
-run's vocabulary, truncation or seed, so one cache serves every run; and it needs neither the
-archive nor tensorflow-datasets, so it can be carried to another machine.
+A folder per data set holds a lexicon (all distinct words, in alphabetical order), and for each
+split the words of its examples as one flat array of indices into the lexicon. It depends on no
+run's vocabulary, truncation or seed, so one cache serves every run. It needs neither the archive
+nor tensorflow-datasets, so it can be copied to another machine.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ CACHE_VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class DataLocations:
-    """Where reviews and their tokens lie on this machine; changes no number."""
+    """Where data and token caches are on this machine; changes no number."""
 
     cache: Path | None = None
-    """Where token caches lie; None is ~/.cache/bilstm_attn."""
+    """Folder of the token caches; None is ~/.cache/bilstm_attn."""
     data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; None is its own default."""
+    """Folder of tensorflow-datasets; None is its own default."""
     archive: Path | None = None
     """A local aclImdb_v1.tar.gz to prepare the data set from."""
 
@@ -43,20 +43,20 @@ class Split(NamedTuple):
     """One split: example i is `words[offsets[i]:offsets[i + 1]]`, indices into the lexicon."""
 
     words: np.ndarray  # int32, memory-mapped
-    offsets: np.ndarray  # int64[reviews + 1]
-    labels: np.ndarray  # int8[reviews]: 1 positive, 0 negative, -1 unlabelled
+    offsets: np.ndarray  # int64[n + 1]
+    labels: np.ndarray  # int8[n]: a label of the task, or -1 for unlabelled
 
     @property
     def counts(self) -> np.ndarray:
-        """Words of each review, without the start token, before truncation."""
+        """Number of words of each example, without the start token, before truncation."""
         return np.diff(self.offsets)
 
 
 class TokenCache:
-    """A prepared folder, opened for reading; every file in it is as it was written.
+    """A prepared folder, opened for reading; the digest of every file is verified.
 
     Raises:
-      UserError: one is not.
+      UserError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -99,13 +99,13 @@ _PARTS = Split._fields
 
 
 def _digest_of(meta: Any) -> str:
-    """Returns the SHA-256 of all that stands in meta.json but itself."""
+    """Returns the SHA-256 of everything in meta.json except that digest."""
     rest = {name: value for name, value in meta.items() if name != "meta_sha256"}
     return json_sha256(rest, sort_keys=True)
 
 
 def cache_folder(dataset: str, cache_dir: Path) -> Path:
-    """Returns where the tokens of `dataset` lie below `cache_dir`.
+    """Returns the folder of the tokens of `dataset` below `cache_dir`.
 
     Raises:
       UserError: there is no such data set.
@@ -115,10 +115,10 @@ def cache_folder(dataset: str, cache_dir: Path) -> Path:
 
 
 def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> TokenCache:
-    """Returns the tokens of `dataset`, a name in `DATASETS`; makes them if they are not there yet.
+    """Returns the tokens of `dataset`, a name in `DATASETS`; prepares them first if necessary.
 
     Raises:
-      UserError: the reviews cannot be found, read or written; says what to do.
+      UserError: the examples cannot be found, read or written; says what to do.
     """
     folder = cache_folder(dataset, locations.cache or default_cache_dir())
     if folder.exists():
@@ -137,7 +137,7 @@ def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> 
     except OSError as error:
         raise UserError(
             f"cannot write the token cache {folder} ({error.strerror or error}); free some space "
-            "or give another place with --cache"
+            "or choose another folder with --cache"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -146,7 +146,7 @@ def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> 
 
 
 def _write(source: Source, folder: Path, console: Console) -> None:
-    """Tokenises every split of `source` into `folder`; `meta.json` comes last."""
+    """Tokenises every split of `source` into `folder`; writes `meta.json` last."""
     ids: dict[str, int] = {}  # by order of discovery
     found: dict[str, tuple[array, array, array]] = {}
     digest = hashlib.sha256()

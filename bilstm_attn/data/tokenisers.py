@@ -1,17 +1,16 @@
-"""Text to words. NumPy-free."""
+"""Tokenisers: text to words.
+
+Keras's tokenisation: lower case; every character of `SEPARATORS` becomes a space; split on the
+space. Apostrophes stay.
+"""
 
 import re
 
-# Part of the token cache's key: raise it when `tokenise` changes.
+# Part of the key of the token cache: increase it when `tokenise` changes.
 TOKENISER_VERSION = 1
 
-
 SEPARATORS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
-
-
 _TO_SPACE = str.maketrans(SEPARATORS, " " * len(SEPARATORS))
-
-
 _RAW_WORD = re.compile(f"[^{re.escape(SEPARATORS)} ]+")
 
 
@@ -25,7 +24,7 @@ def tokenise(text: str) -> list[str]:
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Returns where each word of `tokenise(text)` stands in `text`: start and end, in characters.
+    """Returns the start and end, in characters, of each word of `tokenise(text)` in `text`.
 
     >>> word_spans("So, so")
     [(0, 2), (4, 6)]

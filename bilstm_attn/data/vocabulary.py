@@ -1,41 +1,37 @@
-"""Text to ids: normalise, tokenise, vocabulary. NumPy only.
-
-The tokenisation is Keras's: lower case; every character of `SEPARATORS` becomes a space; split on
-the space. Apostrophes stay. A review starts with one start token; ids follow Keras's `imdb` data.
-"""
+"""The vocabulary: words to ids, as in Keras's `imdb` data, and truncation. NumPy only."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 PADDING, START, UNKNOWN = 0, 1, 2
-RESERVED = 4  # ids below belong to no word; Keras leaves 3 unused
+RESERVED = 4  # smaller ids stand for no word; Keras leaves 3 unused
 
 
 class Vocabulary:
     """Words and their ids: the word of rank r (from 0) has id `RESERVED + r`."""
 
     def __init__(self, words: Sequence[str]):
-        """Takes the words by falling frequency."""
+        """Takes the words by decreasing frequency."""
         self.words = tuple(words)
         self._ids = {word: RESERVED + rank for rank, word in enumerate(self.words)}
 
     @property
     def size(self) -> int:
-        """Rows of the embedding."""
+        """Number of rows of the embedding."""
         return RESERVED + len(self.words)
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """Returns the ids `int32[t]` of `words`; a word that is not in the vocabulary is `UNKNOWN`.
+        """Returns the ids `int32[t]` of `words`, `UNKNOWN` for words outside the vocabulary.
 
-        The start token is not part of it: `clip` adds it.
+        There is no start token yet: `clip` adds it.
         """
         ids = [self._ids.get(word, UNKNOWN) for word in words]
         return np.asarray(ids, np.int32)
 
 
 def clip(ids: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Returns the last `max_tokens` of the start token and `ids`.
+    """Prepends the start token, then keeps the last `max_tokens` ids.
 
     >>> clip(np.array([7, 8, 9]), 3).tolist(), clip(np.array([7]), 3).tolist()
     ([7, 8, 9], [1, 7])

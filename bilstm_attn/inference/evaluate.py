@@ -1,4 +1,4 @@
-"""One pass over a split: every review's logit, once, in the split's order."""
+"""One pass over a split: the logit of every example, in the order of the split."""
 
 import json
 from collections.abc import Callable
@@ -25,11 +25,8 @@ LogitsOf = Callable[[Params, Batch], Float[Array, " b"]]
 
 
 def make_step(function: Callable[[Params, Any], Any], mesh: Mesh) -> Callable[[Params, Any], Any]:
-    """Returns `function` of parameters and a tree of rows, compiled for a mesh.
-
-    What it returns, arrays of the same rows, every device has.
-    """
-    # check_vma=False: the native kernel does not say what it varies over.
+    """Compiles `function(params, rows)` for the mesh: rows are sharded, results are replicated."""
+    # check_vma=False: the native kernel does not declare over which axes its results vary.
     over_mesh = jax.shard_map(
         function, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED, check_vma=False
     )
@@ -51,12 +48,12 @@ def map_examples(
     examples: Examples,
     config: DataConfig,
     mesh: Mesh,
-    advance: Callable[[int], object] = lambda reviews: None,
+    advance: Callable[[int], object] = lambda examples: None,
 ) -> Any:
-    """Returns what `step` says of every example, in the examples' order.
+    """Applies `step` to every example; results are in the original order.
 
-    Its arrays are `[b]` or `[b t]`; the latter are padded with zeros to `config.max_tokens`.
-    `advance` is called with the number of reviews done since the last call.
+    Its results are arrays `[b]` or `[b t]`; the latter are padded with zeros to
+    `config.max_tokens`. `advance` is called with the number of examples done since the last call.
     """
     collected, waiting = [], None
 
@@ -92,7 +89,7 @@ def predict_logits(
     examples: Examples,
     config: DataConfig,
     mesh: Mesh,
-    advance: Callable[[int], object] = lambda reviews: None,
+    advance: Callable[[int], object] = lambda examples: None,
 ) -> np.ndarray:
     """Returns the logit of every example, `float32[n]`, in the examples' order."""
 
@@ -104,7 +101,7 @@ def predict_logits(
 
 
 def require_finite(logits: np.ndarray, where: str) -> None:
-    """Raises a `UserError` if logits on `where` are no numbers."""
+    """Raises a `UserError` if a logit on `where` is not finite."""
     if not np.isfinite(logits).all():
         raise UserError(
             f"the model's logits on {where} are not finite; its training has diverged: "
@@ -113,7 +110,7 @@ def require_finite(logits: np.ndarray, where: str) -> None:
 
 
 def save_predictions(path: Path, examples: Examples, logits: np.ndarray) -> None:
-    """Writes a JSON line a review: its row in the split, its label, its probability."""
+    """Writes a JSON line per example: its row in the split, label, and probability of label 1."""
     lines = [
         json.dumps({"row": int(row), "label": int(label), "probability": round(float(p), 6)})
         for row, label, p in zip(examples.rows, examples.labels, sigmoid(logits), strict=True)

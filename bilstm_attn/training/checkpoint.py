@@ -1,7 +1,6 @@
-"""What a run leaves on disk: checkpoints to resume from, and one exported file to use.
+"""Checkpoints to resume from, by orbax, which restores flipped bytes without an error.
 
-Checkpoints are orbax's; the exported model is a safetensors file. Both restore flipped bytes
-without a word, so each carries a digest of its own that is checked.
+So every checkpoint holds digests of its own, which are verified.
 """
 
 import json
@@ -29,16 +28,16 @@ from bilstm_attn.runtime.files import (
     write_atomically,
 )
 
-DIGESTS = "sha256.json"  # in a checkpoint's folder: the digest of each other file there
-SPARE_BYTES = 1 << 18  # what a checkpoint may take beyond its arrays
+DIGESTS = "sha256.json"  # in the folder of a checkpoint: the digest of every other file
+SPARE_BYTES = 1 << 18  # space for a checkpoint beyond its arrays
 ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
 )
-KEPT = 2  # checkpoints: the newest, and one to fall back to if it is damaged
+KEPT = 2  # number of checkpoints: the newest, and one to fall back to if it is damaged
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file below `folder` but `DIGESTS`, by its path in there."""
+    """Returns the SHA-256 of every file below `folder` except `DIGESTS`, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): file_sha256(path)
@@ -48,10 +47,10 @@ def _digest_files(folder: Path) -> dict[str, str]:
 
 
 def _require_whole(folder: Path) -> None:
-    """Raises a `ValueError` if a file of a checkpoint is not as it was saved.
+    """Raises a `ValueError` if a file of a checkpoint differs from what was saved.
 
-    Orbax is not asked: of damaged files it prints tracebacks, or reads wrong values. A checkpoint
-    without digests is one whose saving was killed at its very end; the digest of its state decides.
+    Orbax cannot do this: on damaged files it prints tracebacks or reads wrong values. A checkpoint
+    without digests was interrupted at the very end of saving; then the digest of its state decides.
     """
     if not (folder / DIGESTS).exists():
         return
@@ -62,9 +61,9 @@ def _require_whole(folder: Path) -> None:
 
 
 def _require_space(folder: Path, state: Any) -> None:
-    """Raises an `OSError` unless a checkpoint of `state` can be written below `folder`.
+    """Raises an `OSError` unless there is space for a checkpoint of `state` below `folder`.
 
-    Orbax is not left to find out: on a full disk its threads print tracebacks by the dozen.
+    Orbax must not find out by itself: on a full disk its threads print dozens of tracebacks.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     chunk = bytes(1 << 16)
@@ -74,11 +73,10 @@ def _require_space(folder: Path, state: Any) -> None:
 
 
 class Checkpoints:
-    """A run's checkpoints, by step; a context manager.
+    """The checkpoints of a run, by step; a context manager.
 
-    States are trees of NumPy arrays, so that the number of devices and processes that wrote one
-    does not matter to those that read it. Of several processes, all call everything here, and the
-    first one reads and writes.
+    States are trees of NumPy arrays, so a checkpoint can be read on another number of devices and
+    processes. Every process calls every method; the main process reads and writes.
     """
 
     def __init__(self, folder: Path):
@@ -118,11 +116,11 @@ class Checkpoints:
         return self._manager
 
     def steps(self) -> list[int]:
-        """Returns the steps of which there is a checkpoint, rising."""
+        """Returns the steps that have a checkpoint, ascending."""
         return on_main_process(lambda: sorted(self._opened.all_steps()))
 
     def rewind(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, damaged or not, which will be saved again.
+        """Deletes the checkpoints of later steps, damaged or not; they will be saved again.
 
         Raises:
           UserError: one cannot be deleted.
@@ -137,11 +135,11 @@ class Checkpoints:
         on_main_process(delete)
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Saves `state`, a tree of arrays, and `record`, plain JSON, as those of `step`.
+        """Saves `state`, a tree of arrays, and `record`, plain JSON, as the checkpoint of `step`.
 
         Raises:
-          UserError: it cannot be written, and earlier checkpoints stay; or the state is not the
-            same in all processes.
+          UserError: it cannot be written, and earlier checkpoints are intact; or the processes
+            have different states.
         """
         state = jax.device_get(state)
         state_sha256 = tree_sha256(state)
@@ -171,13 +169,13 @@ class Checkpoints:
         accept: Callable[[dict[str, Any]], None] = lambda record: None,
         at_most: int | None = None,
     ) -> tuple[Any, dict[str, Any]] | None:
-        """Returns state and record of the newest whole checkpoint, or None if there is none.
+        """Returns state and record of the newest intact checkpoint, or None if there is none.
 
         Args:
           like: a state of the same structure.
           notify: called with a line about each checkpoint that is damaged and passed over.
-          accept: called with the record before its state is read; raises if that cannot be used.
-          at_most: the newest step that will do.
+          accept: called with the record before the state is read; raises to refuse it.
+          at_most: the latest step to consider.
 
         Raises:
           UserError: there are checkpoints, and every one is damaged; or `accept` did.
@@ -215,7 +213,7 @@ class Checkpoints:
                     raise ValueError("its digest differs")
             except UserError:
                 raise
-            except Exception as error:  # whatever a damaged file makes orbax raise
+            except Exception as error:  # orbax raises errors of many types on damaged files
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 notify(f"checkpoint {step} is damaged ({reason[:120]}); trying the one before")
                 continue

@@ -1,4 +1,4 @@
-"""The training loop: of one seed, or of several in one program."""
+"""The training loop, of one seed or of several in one program."""
 
 import time
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ from bilstm_attn.training.step import (
 )
 from bilstm_attn.types import Params
 
-PROOF_STEP = 10  # after which the state's digest is logged, for others to compare with
-TOGETHER_STEPS = 10  # after which several processes ask each other whether one was told to stop
+PROOF_STEP = 10  # after this step the digest of the state is logged, for `--verify`
+STOP_CHECK_STEPS = 10  # how often the processes agree on whether to stop
 
 
 def train(
@@ -49,15 +49,13 @@ def train(
     log_every_steps: int = 10,
     until_step: int | None = None,
 ) -> None:
-    """Trains to the config's last epoch, from the newest checkpoints in the runs if there are any.
+    """Trains to the last epoch of the config, from the newest checkpoints if there are any.
 
-    Or until after `until_step`, of which nothing is saved.
-
-    The replicas' configs differ in their seeds alone. Several are trained in one program: each
-    one's steps are those that it takes alone, to rounding.
+    Stops after `until_step` if given, without saving. With several seeds, whose configs differ in
+    nothing else, all are trained in one program; each matches its single-seed run up to rounding.
 
     Raises:
-      UserError: the loss is not finite, or a run cannot be written. Earlier checkpoints stay.
+      UserError: the loss is not finite, or a run cannot be written. Earlier checkpoints are intact.
       Interrupted: Ctrl-C was pressed, or SIGTERM came.
     """
     config, reviews = replicas[0].config, replicas[0].training.size
@@ -86,7 +84,7 @@ def train(
         ]
         states, records = _restore(replicas, firsts, console)
         state, step = replicate(stack(states), mesh), int(states[0].step)
-        logs, spent = [], records[0]["seconds"]  # of an interrupted epoch
+        logs, spent = [], records[0]["seconds"]  # spent on an interrupted epoch
         for at, (replica, record) in enumerate(zip(replicas, records, strict=True)):
             replica.run.rewind(step, record["metrics"])
             replica.checkpoints.rewind(step)
@@ -94,7 +92,7 @@ def train(
             pending = record["pending"]
             logs.append(MetricsLog(replica.run, objective, log_every_steps, pending, place))
         to_run = {
-            epoch: _plan_together(replicas, epoch)
+            epoch: _plan_epoch(replicas, epoch)
             for epoch in range(len(replicas[0].epochs), config.train.epochs)
         }
         layouts = {plans[0].edges for steps in to_run.values() for plans in steps}
@@ -129,7 +127,7 @@ def train(
                         _log_proof(replicas, state, step, objective.minimised[0])
                     if step == until_step:
                         return
-                    if plans is not steps[-1] and (stop := _told_to_stop(stops, step)):
+                    if plans is not steps[-1] and (stop := _stop_signal(stops, step)):
                         seconds = time.perf_counter() - begun
                         pending = [log.pending() for log in logs]
                         _save(replicas, step, state, pending, seconds)
@@ -144,14 +142,14 @@ def train(
             for replica in replicas:
                 prefix = f"seed {replica.config.seed}  " if len(replicas) > 1 else ""
                 console.epoch(replica.epochs[-1], config.train.eval_split, prefix)
-            if epoch + 1 < config.train.epochs and (stop := _told_to_stop(stops)):
+            if epoch + 1 < config.train.epochs and (stop := _stop_signal(stops)):
                 raise Interrupted(step, stop)
 
 
 def _restore(
     replicas: Sequence[SeedReplica], firsts: list[TrainState], console: Console
 ) -> tuple[list[TrainState], list[dict[str, Any]]]:
-    """Returns every replica's state and record at the newest step that all of them have."""
+    """Returns the state and record of every seed at the newest step that all of them have."""
     step: int | None = None
     while True:
         found = [
@@ -167,8 +165,8 @@ def _restore(
     return [state for state, _ in found], [record for _, record in found]
 
 
-def _plan_together(replicas: Sequence[SeedReplica], epoch: int) -> list[tuple[BatchPlan, ...]]:
-    """Returns the replicas' batches of an epoch, step by step, those of a step padded alike."""
+def _plan_epoch(replicas: Sequence[SeedReplica], epoch: int) -> list[tuple[BatchPlan, ...]]:
+    """Returns the batches of an epoch, one per seed and step, padded alike within a step."""
     together = []
     for plans in zip(*(replica.plan(epoch) for replica in replicas), strict=True):
         edges = tuple(map(max, zip(*(plan.edges for plan in plans), strict=True)))
@@ -176,9 +174,9 @@ def _plan_together(replicas: Sequence[SeedReplica], epoch: int) -> list[tuple[Ba
     return together
 
 
-def _told_to_stop(stops: list[int], step: int = 0) -> int:
-    """Returns the signal that asks to stop, or 0: of several processes, one that any received."""
-    if jax.process_count() > 1 and step % TOGETHER_STEPS:
+def _stop_signal(stops: list[int], step: int = 0) -> int:
+    """Returns the signal that requests a stop, received by any process, or 0."""
+    if jax.process_count() > 1 and step % STOP_CHECK_STEPS:
         return 0
     return max_over_processes(stops[0] if stops else 0)
 
@@ -198,7 +196,7 @@ def _save(
 def _log_proof(
     replicas: Sequence[SeedReplica], state: TrainState, step: int, reference: str
 ) -> None:
-    """Logs what `--verify` compares with: the digest of the state, and the loss so far."""
+    """Logs the digest of the state and the loss so far, which `--verify` compares."""
     for replica, own in zip(replicas, unstack(jax.device_get(state), len(replicas)), strict=True):
         proof = {"state_sha256": tree_sha256(own), "loss": float(own.terms[reference].sum)}
         replica.run.log({"kind": "proof", "step": step, **proof})
@@ -213,7 +211,7 @@ def _end_epoch(
     mesh: Mesh,
     console: Console,
 ) -> None:
-    """Measures, logs, and exports if it is the epoch to choose."""
+    """Evaluates, logs, and exports the epoch if it is the one selected so far."""
     split, config = replica.config.train.eval_split, replica.config
     epoch, step = len(replica.epochs) + 1, int(state.step)
     trained = means_of(objective, jax.device_get(state.terms))
@@ -250,7 +248,7 @@ def _compile(
     seeds: int,
     console: Console,
 ) -> dict[tuple[int, ...], TrainStep]:
-    """Returns the step compiled for each layout: what a batch's groups are padded to."""
+    """Returns the step compiled for each layout, the padded lengths of a batch's groups."""
     begun, compiled = time.perf_counter(), {}
     with console.bar("compile", len(layouts), 0) as bar:
         for edges in sorted(layouts):

@@ -1,4 +1,4 @@
-"""Schedule and optimiser from a config."""
+"""Learning-rate schedule and optimiser from a config."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980), with what else the config asks for.
+    """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980) with the options of the config.
 
-    Epsilon is "epsilon hat", as in Keras and in the order of computation that the paper's section 2
-    ends with: it is added to the uncorrected root. So it weighs `epsilon / sqrt(1 - beta2^t)` in
-    optax's form, thirty times epsilon at first. That matters here: gradients of rare words' vectors
-    are about as small, and without it they are learned by heart.
+    Epsilon is "epsilon hat", as in Keras and at the end of section 2 of the paper: it is added to
+    the root before bias correction. In optax's form this is `epsilon / sqrt(1 - beta2^t)`, thirty
+    times epsilon at first. It matters here: gradients of the vectors of rare words are about as
+    small, and with a smaller epsilon these words are memorised.
     """
 
     def epsilon(count: Array) -> Array:

@@ -1,4 +1,4 @@
-"""One seed's part of a training; several seeds in one program have one each."""
+"""The state that one seed owns during training: data, run folder, checkpoints."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ CHECKPOINT_FORMAT = 2  # one more whenever the train state or the record has ano
 
 
 class SeedReplica:
-    """One seed's part of a training: what it reads, where it writes, what it has reached."""
+    """One seed of a training run: its data, its run folder, and the epochs it has completed."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class SeedReplica:
         eval_examples: Examples,
         run: RunDir,
     ):
-        """Takes the reviews to train on, and the split that `config.train.eval_split` names.
+        """`eval_examples` is scored after each epoch.
 
-        That is measured after each epoch, and by `config.train.select` decides which is exported.
+        `config.train.select` says whether the best or the last epoch is exported.
         """
         self.config, self.vocabulary, self.run = config, vocabulary, run
         self.training, self.eval_examples = training, eval_examples
@@ -43,17 +43,17 @@ class SeedReplica:
 
     @property
     def key(self) -> Key[Array, ""]:
-        """What all dropout follows from."""
+        """Root key of all dropout."""
         return stream(jax.random.key(self.config.seed), "dropout")
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The records of the epochs that have ended."""
+        """The records of the completed epochs."""
         return [record for record in self.run.logged if record["kind"] == "epoch"]
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The record of the epoch to export; of equally good ones the first."""
+        """The record of the epoch to export; the first of equally good ones."""
         if self.config.train.select == "last":
             return self.epochs[-1]
         name = f"{self.config.train.eval_split}_accuracy"
@@ -86,7 +86,7 @@ class SeedReplica:
     def restore(
         self, like: TrainState, console: Console, at_most: int | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Returns state and record of the newest whole checkpoint, or those of the first step.
+        """Returns state and record of the newest intact checkpoint, or those of the first step.
 
         Raises:
           UserError: the checkpoint is of another config, or every one is damaged.

@@ -83,7 +83,7 @@ def test_longer_reviews_are_left_out_if_asked_for():
 
 
 def test_asking_for_more_reviews_than_there_are_is_an_error():
-    with pytest.raises(UserError, match=r"has 23 training reviews.*ask for 24; lower one"):
+    with pytest.raises(UserError, match=r"has 23 training examples.*require 24; lower one"):
         draw_parts(np.arange(23), DataConfig(validation_examples=4, train_examples=20), seed=0)
 
 

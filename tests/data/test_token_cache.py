@@ -71,7 +71,7 @@ def test_full_disk_while_preparing_leaves_nothing_and_says_so(tmp_path, monkeypa
     with full_disk(100):
         message = error_of(prepare_tokens, "movie_reviews", DataLocations(tmp_path), Console())
     assert message.startswith(f"cannot write the token cache {tmp_path}")
-    assert "free some space or give another place with --cache" in message
+    assert "free some space or choose another folder with --cache" in message
     assert list(tmp_path.iterdir()) == []
 
 

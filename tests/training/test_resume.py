@@ -167,7 +167,7 @@ def test_run_that_exists_is_left_as_it_is(own, words, says):
 @pytest.mark.slow
 def test_mistake_in_the_data_does_not_take_the_runs_name(empty):
     too_many = ["--name", "again", "--data.validation-examples", "60"]
-    assert "ask for 61; lower one of them" in error_of(train, empty, *too_many)
+    assert "require 61; lower one of them" in error_of(train, empty, *too_many)
     assert train(empty, "--name", "again") == 0
 
 
