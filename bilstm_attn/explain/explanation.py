@@ -151,7 +151,7 @@ class Explainer:
         """
         examples, task = encode_texts(texts, labels, self.exported), self.model.task
         logits = self._run("probability", self._logits, examples)
-        require_finite(logits, "these reviews")
+        require_finite(logits, "these texts")
         predicted, probabilities = task.predicted(logits), task.probabilities(logits)[:, -1]
         weights, errors = self._attribute(attributions, examples)
         disagreements = disagreement(list(weights.values()), examples.lengths)
@@ -188,7 +188,7 @@ class Explainer:
                 weights[name], errors = self._run(name, analysis, examples)
             else:
                 weights[name] = self._run(name, partial(attribution, self.model), examples)
-            require_finite(weights[name], f"these reviews, explained by {name},")
+            require_finite(weights[name], f"these texts, explained by {name},")
         return weights, errors
 
     def _run(self, name: str, analysis: Analysis, examples: Examples) -> Any:

@@ -80,7 +80,7 @@ def results_of(folder) -> dict:
     paths = cache_of(folder).glob("*.json")
     results = {path.stem: json.loads(path.read_bytes())["result"] for path in paths}
     suffixes = (
-        "(?<=seed.)-.*|(?<=guided-by-adversary)-.*|(-from-base)?-1-epochs|(?<=attributions)-.{8}"
+        r"(?<=seed\d)-.*|(?<=guided-by-adversary)-.*|(-from-base)?-1-epochs|(?<=attributions)-.{8}"
     )
     return {re.sub(suffixes, "", name): result for name, result in results.items()}
 

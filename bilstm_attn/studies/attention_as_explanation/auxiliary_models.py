@@ -238,7 +238,7 @@ class AuxiliaryModels:
 
         Deviation: the adversaries of Wiegreffe and Pinter start at random and train for up to 80
         epochs. Where a prediction is wrong and confident, their loss has almost no gradient, and a
-        few epochs may end there (docs/attention_study.md). Attention without parameters cannot
+        few epochs may end there (see the attention study in docs). Attention without parameters cannot
         start at random, and at the base model itself the loss has no gradient at all.
         """
         params = self.study_run.exported.params

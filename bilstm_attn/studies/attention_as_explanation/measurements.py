@@ -58,7 +58,7 @@ class Evaluator:
         """Returns `analysis(model, params, tokens, lengths, keys)` for every example.
 
         Args:
-          name: shown beside the progress bar; key in `seconds`.
+          name: shown next to the progress bar; key in `seconds`.
           analysis: a pure function; its results are arrays `[b]` or `[b t]`.
         """
         start, config = time.perf_counter(), batch_config(self.config, self.examples.size)
@@ -123,7 +123,7 @@ def measure_attention(evaluator: Evaluator) -> AttentionMeasures:
       UserError: the logits are not finite.
     """
     logits, attention = evaluator.evaluate("attention", logits_and_attention)
-    require_finite(logits, "these reviews")
+    require_finite(logits, "these texts")
     gradient = np.abs(evaluator.evaluate("gradient", GradientTimesInput(through_attention=False)))
     logit_drop = evaluator.evaluate("leave one out", LeaveOneOut())
     probabilities = evaluator.model.task.probabilities

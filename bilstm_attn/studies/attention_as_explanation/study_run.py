@@ -82,7 +82,7 @@ class StudyRun:
         Raises:
           UserError: the logits are not finite.
         """
-        require_finite(logits, f"these reviews ({name})")
+        require_finite(logits, f"these texts ({name})")
         base_logits, base_attention = self._base_outputs
         task = self.model.task
         probabilities, base = (task.probabilities(each)[:, -1] for each in (logits, base_logits))
