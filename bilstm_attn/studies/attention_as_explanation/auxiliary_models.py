@@ -238,8 +238,8 @@ class AuxiliaryModels:
 
         Deviation: the adversaries of Wiegreffe and Pinter start at random and train for up to 80
         epochs. Where a prediction is wrong and confident, their loss has almost no gradient, and a
-        few epochs may end there (see the attention study in docs). Attention without parameters cannot
-        start at random, and at the base model itself the loss has no gradient at all.
+        few epochs may end there (see docs). Attention without parameters cannot start at random,
+        and at the base model itself the loss has no gradient at all.
         """
         params = self.study_run.exported.params
         if self.adversary_start == "random" or not params.get("attention"):
