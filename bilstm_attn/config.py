@@ -391,18 +391,23 @@ def recipe_names(folder: Path) -> list[str]:
 
 
 def load_recipe(name: str, folder: Path) -> Config:
-    """Returns the `config` of recipe `name` in `folder`, or of a Python file at the path `name`.
+    """Returns the config of recipe `name` in `folder`, or of a file at the path `name`.
+
+    A Python file defines `config`, which is named after the file. A `.json` file is a saved
+    config, and keeps its name.
 
     Raises:
-      UserError: there is no such recipe, or the file defines no `config`.
+      UserError: there is no such recipe, or the file holds no config.
     """
-    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    path = Path(name) if name.endswith((".py", ".json")) else folder / f"{name}.py"
     try:
         found = path.is_file()
     except OSError:  # such as a name too long for the system
         found = False
     if not found:
         raise unknown("recipe", name, recipe_names(folder))
+    if path.suffix == ".json":
+        return from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -412,7 +417,7 @@ def load_recipe(name: str, folder: Path) -> Config:
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from None
     except (Exception, SystemExit) as error:
-        raise UserError(f"recipe {path} cannot be read: {error!r}; mend the file") from None
+        raise UserError(f"recipe {path} cannot be read: {error!r}; fix the file") from None
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise UserError(f"recipe {path} must define `config`, a bilstm_attn.config.Config")

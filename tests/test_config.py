@@ -289,6 +289,28 @@ def test_recipe_may_be_a_file_anywhere(tmp_path):
     assert load_recipe(str(path), CONFIGS) == Config(name="mine", seed=5)
 
 
+def test_saved_config_is_a_recipe_and_keeps_its_name(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(OTHER.to_json())
+    assert load_recipe(str(path), CONFIGS) == OTHER
+
+
+def test_vectors_of_a_config_saved_earlier_become_the_source_of_initial_parameters():
+    values = json.loads(Config().to_json())
+    del values["train"]["init_from"]
+    for path, init_from in [("some.vec", "vectors:some.vec"), ("", "")]:
+        values["model"]["vectors"] = path
+        values["train"].pop("init_from", None)
+        assert from_json(json.dumps(values), "there").train.init_from == init_from
+
+
+def test_field_given_under_its_old_and_its_new_name_is_an_error():
+    values = json.loads(Config().to_json())
+    values["model"]["remat"], values["model"]["recompute_gates"] = True, False
+    message = error_of(from_json, json.dumps(values), "there")
+    assert "model.recompute_gates is now named model.remat, and both are given" in message
+
+
 def test_unknown_recipe_lists_the_recipes():
     message = error_of(load_recipe, "quickstrat", CONFIGS)
     assert message.startswith("unknown recipe 'quickstrat'; choose ")
@@ -301,7 +323,7 @@ def test_unknown_recipe_lists_the_recipes():
     [
         ("", "must define `config`, a bilstm_attn.config.Config"),
         ("config = {'seed': 1}", "must define `config`, a bilstm_attn.config.Config"),
-        ("1 / 0", "cannot be read: ZeroDivisionError('division by zero'); mend the file"),
+        ("1 / 0", "cannot be read: ZeroDivisionError('division by zero'); fix the file"),
         ("def", "cannot be read: SyntaxError("),
         (
             "from bilstm_attn.config import Config\nconfig = Config(sed=1)",

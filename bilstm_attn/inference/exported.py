@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from bilstm_attn.config import Config, from_json
 from bilstm_attn.data.vocabulary import Vocabulary
 from bilstm_attn.errors import UserError
+from bilstm_attn.nn.tasks import Task, make_task
 from bilstm_attn.runtime.files import (
     tree_sha256,
     write_atomically,
@@ -30,10 +31,11 @@ class Exported(NamedTuple):
     params: Params
     config: Config
     vocabulary: Vocabulary
+    task: Task = make_task("binary")
 
 
 def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabulary) -> None:
-    """Writes parameters, config and vocabulary as one safetensors file.
+    """Writes parameters, config, vocabulary and task as one safetensors file.
 
     Raises:
       UserError: it cannot be written; what was there before still is.
@@ -44,6 +46,8 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
         "config": config.to_json(),
         "vocabulary": "\n".join(vocabulary.words),
     }
+    task = make_task(config.model.task)
+    about["task"] = json.dumps({"name": task.name, "label_names": task.label_names})
     if plugins := loaded():
         about["plugins"] = json.dumps(plugins)
     about["sha256"] = tree_sha256([flat, _texts(about)])
@@ -87,9 +91,21 @@ def load_model(path: Path) -> Exported:
         raise UserError(f"{path} is damaged: its digest differs; copy it again from its source")
     require_plugins(json.loads(about.get("plugins", "[]")), str(path), _warn)
     words = about["vocabulary"].split("\n") if about["vocabulary"] else []
-    return Exported(
-        unflatten_params(flat), from_json(about["config"], str(path)), Vocabulary(words)
-    )
+    config, task = from_json(about["config"], str(path)), _task(about.get("task"), path)
+    return Exported(unflatten_params(flat), config, Vocabulary(words), task)
+
+
+def _task(text: str | None, path: Path) -> Task:
+    """Returns the task of an export; exports of earlier versions are binary."""
+    if text is None:
+        return make_task("binary")
+    saved = json.loads(text)
+    try:
+        return make_task(saved["name"], tuple(saved["label_names"]))
+    except UserError as error:
+        raise UserError(
+            f"{path} cannot be used: {error}; load the plug-in or version that has this task"
+        ) from None
 
 
 def _warn(line: str) -> None:
@@ -97,9 +113,9 @@ def _warn(line: str) -> None:
 
 
 def _texts(about: dict[str, str]) -> dict[str, np.ndarray]:
-    """Returns the metadata that the digest covers; `plugins` only where there are some."""
+    """Returns the metadata that the digest covers; `plugins` and `task` only if present."""
     texts = {name: about.get(name, "") for name in ("format", "config", "vocabulary")}
-    texts |= {name: about[name] for name in ("plugins",) if name in about}
+    texts |= {name: about[name] for name in ("plugins", "task") if name in about}
     return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
 
 

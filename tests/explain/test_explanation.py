@@ -301,7 +301,7 @@ def test_model_of_another_version_is_refused(own):
 
 
 def test_missing_data_is_one_line(own):
-    params, config, vocabulary = load_model(tiny_run(own).model)
+    params, config, vocabulary, _ = load_model(tiny_run(own).model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="imdb"))
     export_model(own / "of_imdb.safetensors", params, config, vocabulary)
     empty = ["--cache", own / "nothing", "--data-dir", own / "nothing"]

@@ -52,7 +52,7 @@ def predictor(model) -> Predictor:
 
 def test_prediction_is_the_models_own(predictor, model):
     [found] = predictor(["Brillo filmo, unheard brillo!"])
-    params, config, vocabulary = load_model(model)
+    params, config, vocabulary, _ = load_model(model)
     params = jax.tree.map(jnp.asarray, params)
     ids = jnp.array([[START, 6, 4, 2, 6]], jnp.int32)  # of the words' ranks, and 2 for unheard
     output = Model(config.model, vocabulary.size)(params, ids, jnp.array([5], jnp.int32))
