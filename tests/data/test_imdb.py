@@ -249,7 +249,7 @@ def test_folder_without_a_data_set_is_an_error(own, info):
     path = own / "dataset_info.json"
     path.write_text(info) if info else path.unlink()
     message = error_reading(Imdb(own.parents[2]))
-    assert message.startswith(f"{own} is no prepared data set")
+    assert message.startswith(f"{own} is not a prepared data set")
     assert message.endswith("remove the folder and run again")
 
 
@@ -261,7 +261,7 @@ def test_damaged_description_of_a_data_set_is_an_error(own, name, right):
     assert right in text
     (own / name).write_text(text.replace(right, right.replace("p", "q")))
     message = error_reading(Imdb(own.parents[2]))
-    assert message.startswith(f"{own} is no prepared data set: ")
+    assert message.startswith(f"{own} is not a prepared data set: ")
 
 
 def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
