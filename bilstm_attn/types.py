@@ -2,13 +2,13 @@
 
 | letter | axis                       | letter | axis                           |
 |--------|----------------------------|--------|--------------------------------|
-| `b`    | batch (a review)           | `d`    | both directions, `2 * h`       |
+| `b`    | batch (an example)         | `d`    | both directions, `2 * h`       |
 | `t`    | time (a token)             | `a`    | attention units                |
 | `e`    | embedding, or layer input  | `g`    | gates times `h`                |
 | `h`    | hidden units, 1 direction  | `v`    | vocabulary                     |
 
-Inside the model tensors are time-major (`t b ...`), for the recurrence walks over time. `Batch` and
-`Output` are batch-major.
+Inside the model tensors are time-major (`t b ...`), because the recurrence scans over time. `Batch`
+and `Output` are batch-major.
 """
 
 from typing import Any, NamedTuple
@@ -16,41 +16,41 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Tokens = Int[Array, "b t"]
-Positions = Int[Array, "t b"]  # which of a review's tokens stands there, where some were left out
+Positions = Int[Array, "t b"]  # positions[t, b]: index of the original token placed at t
 Lengths = Int[Array, " b"]
-Mask = Bool[Array, "t b"]  # true at a review's own tokens
+Mask = Bool[Array, "t b"]  # true at tokens, false at padding
 Inputs = Float[Array, "t b e"]
 InputsAtTime = Float[Array, "b e"]
-InputNoise = Float[Array, "b e"]  # a dropout mask, already divided by the rate of keeping
+InputNoise = Float[Array, "b e"]  # a dropout mask, already divided by the keep probability
 Hidden = Float[Array, "b h"]
 HiddenStates = Float[Array, "t b h"]
 States = Float[Array, "t b d"]
-Projected = Float[Array, "t b u"]  # states, each through the head's first layer
+Projected = Float[Array, "t b u"]  # every state times the kernel of the head's first layer
 Query = Float[Array, "b d"]
 Context = Float[Array, "b d"]
 Scores = Float[Array, "t b"]
 Weights = Float[Array, "t b"]  # attention weights; parameters are `params`
 Logits = Float[Array, " b"]
-Keys = Key[Array, " b"]  # one a review, so that its noise depends on no other row and no device
+Keys = Key[Array, " b"]  # one per example, so that noise depends on no other row or device
 
-Params = Any  # a tree of arrays, as deep as the modules
+Params = Any  # a nested dict of arrays, like the modules
 
 
 class Batch(NamedTuple):
-    """Reviews, padded on the right to one length. A filler row has weight 0 and length 0.
+    """Examples, padded on the right to one length. A filler row has weight 0 and length 0.
 
-    NumPy arrays on the host, JAX arrays on devices; type checkers are told of the latter.
+    NumPy arrays on the host, JAX arrays on devices; the annotations name the latter.
     """
 
     tokens: Int[Array, "b t"]
     length: Int[Array, " b"]
     label: Int[Array, " b"]  # 1 positive, 0 negative, -1 unlabelled
     weight: Float[Array, " b"]
-    extras: Any = ()  # arrays `[b ...]` of what else an objective needs to know of them
+    extras: Any = ()  # per-example arrays `[b ...]` for the objective, e.g. a teacher's logits
 
 
 class Output(NamedTuple):
-    """Everything the model computed; what nobody reads, the compiler drops."""
+    """Everything the model computed; the compiler drops results that are not used."""
 
     logits: Float[Array, " b"]
     weights: Float[Array, "b t"]

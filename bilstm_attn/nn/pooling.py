@@ -1,4 +1,4 @@
-"""States to one vector. A new pooling is one class and one line in `POOLINGS`."""
+"""Poolings: states to one vector. A new pooling is one class and one line in `POOLINGS`."""
 
 import abc
 from typing import ClassVar
@@ -10,23 +10,23 @@ from bilstm_attn.types import Context, Mask, Query, States, Weights
 
 
 class Pooling(nnx.Module):
-    """The constructor takes `states_size` and `rngs`."""
+    """States to one vector. The constructor takes `states_size` and `rngs`."""
 
     uses_attention: ClassVar[bool] = False
-    """Whether `weights` matter; without them the model has no attention parameters."""
+    """Whether the pooling uses `weights`; if not, the model has no attention parameters."""
 
     def __init__(self, states_size: int, *, rngs: nnx.Rngs):
         del states_size, rngs
 
     @abc.abstractmethod
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
-        """Returns one vector a review `[b d]`, zero for a review without tokens."""
+        """Returns one vector per example `[b d]`, zero for an example without tokens."""
 
 
 def weighted_sum(weights: Weights, states: States) -> Context:
     """Returns `sum_t weights[t] states[t]`.
 
-    Multiply and sum: as an einsum XLA transposes both operands on CPU, which costs a fifth of a
+    Not an einsum: on CPU XLA would transpose both operands, which costs a fifth of a training
     step.
     """
     return (weights[..., None] * states).sum(axis=0)
@@ -44,7 +44,7 @@ class AttentionPooling(Pooling):
 
 
 class LastPooling(Pooling):
-    """The last hidden states of both walks."""
+    """The last hidden states of both directions."""
 
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
         """Returns `last` `[b d]`."""
@@ -53,7 +53,7 @@ class LastPooling(Pooling):
 
 
 class MeanPooling(Pooling):
-    """The mean of a review's own states."""
+    """The mean of the states, without padding."""
 
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
         """Returns the mean over time `[b d]`."""
@@ -62,7 +62,7 @@ class MeanPooling(Pooling):
 
 
 class MaxPooling(Pooling):
-    """The largest value of each unit over a review's own states. Collobert et al., 2011, eq. 6."""
+    """The maximum of each unit over time, without padding. Collobert et al., 2011, eq. 6."""
 
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
         """Returns the maximum over time `[b d]`."""

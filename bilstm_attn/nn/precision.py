@@ -1,4 +1,4 @@
-"""What products are computed in: their factors' rounding; sums are float32 in every case."""
+"""Matmul precision: operands may be rounded; accumulation is always float32."""
 
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -11,7 +11,7 @@ from bilstm_attn.config import MatmulPrecision
 
 Tree = TypeVar("Tree")
 
-# As jax.default_matmul_precision has them; the last is an algorithm, in derivatives too.
+# Values of jax.default_matmul_precision; the last one also applies to derivatives.
 PRECISIONS: dict[MatmulPrecision, str] = {
     "float32": "float32",
     "tensorfloat32": "tensorfloat32",
@@ -20,17 +20,17 @@ PRECISIONS: dict[MatmulPrecision, str] = {
 
 
 def matmul_precision_context(matmul_precision: MatmulPrecision) -> AbstractContextManager[None]:
-    """Returns a context in which products are traced to be computed so, on a GPU or TPU.
+    """Context manager that sets the matmul precision on GPU and TPU.
 
-    Without one these take less than float32. A CPU computes in float32 whatever is asked.
+    The default there is below float32. It has no effect on CPU, which computes in float32.
     """
     return jax.default_matmul_precision(PRECISIONS[matmul_precision])
 
 
 def round_operands(tree: Tree, matmul_precision: MatmulPrecision) -> Tree:
-    """Returns `tree` with its factors, the arrays of two axes and more, rounded if to bfloat16.
+    """Rounds every array of rank 2 or more to bfloat16; the identity for other precisions.
 
-    A GPU or TPU would do so itself, a CPU would not. The derivative is that of the identity.
+    A CPU does not round operands by itself. The gradient is straight-through.
     """
     if matmul_precision != "bfloat16":
         return tree

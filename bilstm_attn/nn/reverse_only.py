@@ -1,7 +1,7 @@
-"""A clear error where a derivative is asked for that a backend has not.
+"""A readable error when forward-mode differentiation hits a reverse-only backend.
 
-A `jax.custom_vjp` function has no forward mode, and JAX's own error says neither which part of a
-model that is nor who has one.
+A `jax.custom_vjp` function has no forward mode, and JAX's own error names neither the backend nor
+an alternative.
 """
 
 from functools import partial
@@ -18,9 +18,10 @@ Tree = TypeVar("Tree")
 
 
 def reverse_only(backend: str, tree: Tree) -> Tree:
-    """Returns `tree`; raises a `UserError` where it is differentiated in forward mode.
+    """Returns `tree`; forward-mode differentiation through it raises a `UserError`.
 
-    Reverse mode transposes the tangent's identity, below, and forward mode computes it.
+    Reverse mode only transposes the marker primitive; forward mode would have to evaluate it, and
+    that raises.
     """
     return jax.tree.map(partial(_identity, backend), tree)
 

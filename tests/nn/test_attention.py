@@ -1,4 +1,4 @@
-"""Every attention and every pooling against a double loop, and the masked softmax at its edges."""
+"""Every attention and every pooling against a double loop, and edge cases of the masked softmax."""
 
 from functools import partial
 
@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles import attention_scores, pool, softmax_over_own_tokens
+from oracles import attention_scores, pool, softmax_without_padding
 
 from bilstm_attn.nn.attention import ATTENTIONS, masked_softmax
 from bilstm_attn.nn.pooling import POOLINGS
 from bilstm_attn.nn.recurrence import length_mask
 
-STEPS, SHARDED, STATES, UNITS = 7, 5, 6, 3
+STEPS, ROWS, STATES, UNITS = 7, 5, 6, 3
 LENGTHS = np.array([7, 0, 1, 4, 6])
 MASK = length_mask(jnp.asarray(LENGTHS), STEPS)
 
 
 def random_states(seed=0):
     numbers = np.random.default_rng(seed)
-    states = numbers.normal(size=(STEPS, SHARDED, STATES)).astype(np.float32)
-    return states, numbers.normal(size=(SHARDED, STATES)).astype(np.float32)
+    states = numbers.normal(size=(STEPS, ROWS, STATES)).astype(np.float32)
+    return states, numbers.normal(size=(ROWS, STATES)).astype(np.float32)
 
 
 def make_attention(name):
@@ -36,10 +36,10 @@ def make_attention(name):
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention_is_the_double_loop(name):
+def test_attention_matches_the_double_loop(name):
     attention, params = make_attention(name)
     states, query = random_states()
-    expected = softmax_over_own_tokens(attention_scores(name, params, states, query), LENGTHS)
+    expected = softmax_without_padding(attention_scores(name, params, states, query), LENGTHS)
     weights = attention(jnp.asarray(states), jnp.asarray(query), MASK)
     np.testing.assert_allclose(weights, expected, atol=1e-6)  # float32 rounding of weights below 1
 
@@ -54,7 +54,7 @@ def test_weights_sum_to_one_and_are_zero_at_padding(name):
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_what_stands_at_padding_changes_no_bit_of_the_weights(name):
+def test_states_at_padding_change_no_bit_of_the_weights(name):
     attention, _ = make_attention(name)
     states, query = random_states()
     other = np.where(np.asarray(MASK)[..., None], states, 1e3).astype(np.float32)
@@ -66,7 +66,7 @@ def test_what_stands_at_padding_changes_no_bit_of_the_weights(name):
 
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e38])
 def test_softmax_is_finite_in_value_and_gradient_for_scores_of_any_size(size):
-    scores = size * jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, SHARDED)), jnp.float32)
+    scores = size * jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, ROWS)), jnp.float32)
     scores = jnp.clip(scores, -3e38, 3e38)
     weights, back = jax.vjp(lambda scores: masked_softmax(scores, MASK), scores)
     (gradient,) = back(jnp.ones_like(weights))
@@ -76,9 +76,9 @@ def test_softmax_is_finite_in_value_and_gradient_for_scores_of_any_size(size):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3])
-def test_derivative_of_the_softmax_is_its_equation(size):
-    scores = size * np.random.default_rng(0).normal(size=(STEPS, SHARDED)).astype(np.float32)
-    along = np.random.default_rng(1).normal(size=(STEPS, SHARDED)).astype(np.float32)
+def test_derivative_of_the_softmax_matches_its_equation(size):
+    scores = size * np.random.default_rng(0).normal(size=(STEPS, ROWS)).astype(np.float32)
+    along = np.random.default_rng(1).normal(size=(STEPS, ROWS)).astype(np.float32)
     softmax = partial(masked_softmax, mask=MASK)
     weights, moved = jax.jvp(softmax, (jnp.asarray(scores),), (jnp.asarray(along),))
     # d w[t] = w[t] (d s[t] - sum_u w[u] d s[u]): zero where one token has all the weight.
@@ -87,17 +87,17 @@ def test_derivative_of_the_softmax_is_its_equation(size):
     assert (np.asarray(moved)[:, LENGTHS == 1] == 0).all()
 
 
-def test_equal_scores_give_equal_weights_over_own_tokens():
-    weights = masked_softmax(jnp.full((STEPS, SHARDED), -7.0), MASK)
+def test_equal_scores_give_uniform_weights_over_tokens():
+    weights = masked_softmax(jnp.full((STEPS, ROWS), -7.0), MASK)
     expected = np.asarray(MASK) / np.maximum(LENGTHS, 1)
     np.testing.assert_allclose(weights, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-def test_pooling_is_the_double_loop(name):
+def test_pooling_matches_the_double_loop(name):
     states, last = random_states()
     states = states * np.asarray(MASK)[..., None]
-    weights = softmax_over_own_tokens(random_states(2)[0][..., 0], LENGTHS)
+    weights = softmax_without_padding(random_states(2)[0][..., 0], LENGTHS)
     pooling = POOLINGS[name](states_size=STATES, rngs=nnx.Rngs(0))
     context = pooling(
         jnp.asarray(states, jnp.float32), jnp.asarray(last), jnp.asarray(weights, jnp.float32), MASK
@@ -107,9 +107,9 @@ def test_pooling_is_the_double_loop(name):
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-def test_pooling_of_an_empty_review_has_a_finite_gradient(name):
+def test_pooling_of_an_empty_example_has_a_finite_gradient(name):
     states, last = random_states()
-    weights = jnp.asarray(softmax_over_own_tokens(states[..., 0], LENGTHS), jnp.float32)
+    weights = jnp.asarray(softmax_without_padding(states[..., 0], LENGTHS), jnp.float32)
     pooling = POOLINGS[name](states_size=STATES, rngs=nnx.Rngs(0))
     gradient = jax.grad(lambda states: pooling(states, jnp.asarray(last), weights, MASK).sum())(
         jnp.asarray(states)

@@ -14,12 +14,12 @@ from bilstm_attn.nn.recurrence import Noise, run_direction
 
 # float32 rounding over at most 7 steps of values below 1.
 TOLERANCE = 2e-6
-STEPS, SHARDED, INPUTS, HIDDEN = 7, 5, 4, 6
+STEPS, ROWS, INPUTS, HIDDEN = 7, 5, 4, 6
 LENGTHS = np.array([7, 0, 1, 4, 6])
 
 
 def make_cell(name, seed=0, scale=1.0):
-    """Returns a cell whose every parameter, biases too, is a random number."""
+    """Returns a cell with random parameters, biases included."""
     cell = CELLS[name](inputs_size=INPUTS, hidden_size=HIDDEN, rngs=nnx.Rngs(seed))
     graph, state = nnx.split(cell)
     numbers = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def make_cell(name, seed=0, scale=1.0):
 
 
 def random_inputs(seed=1):
-    return np.random.default_rng(seed).normal(size=(STEPS, SHARDED, INPUTS)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(STEPS, ROWS, INPUTS)).astype(np.float32)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("reverse", "backend", "options"))
@@ -41,7 +41,7 @@ def run(graph, params, inputs, lengths, noise=None, **static):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", CELLS)
-def test_cell_is_the_loop_from_its_equations(name, reverse):
+def test_cell_matches_the_loop_from_its_equations(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
     states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
@@ -51,17 +51,17 @@ def test_cell_is_the_loop_from_its_equations(name, reverse):
 
 
 def flax_cell(name, params):
-    """Returns Flax's cell with our parameters, and how to run it."""
+    """Returns Flax's cell with our parameters."""
     rngs = nnx.Rngs(0)
     if name == "lstm":
         cell = nnx.LSTMCell(INPUTS, HIDDEN, rngs=rngs)
         for gate, letter in enumerate("ifgo"):
             columns = slice(gate * HIDDEN, (gate + 1) * HIDDEN)
-            of_inputs = cell.if_ if letter == "f" else getattr(cell, f"i{letter}")
-            of_hidden = getattr(cell, f"h{letter}")
-            of_inputs.kernel[...] = params["input_kernel"][:, columns]
-            of_hidden.kernel[...] = params["recurrent_kernel"][:, columns]
-            of_hidden.bias[...] = params["bias"][columns]
+            input_gate = cell.if_ if letter == "f" else getattr(cell, f"i{letter}")
+            hidden_gate = getattr(cell, f"h{letter}")
+            input_gate.kernel[...] = params["input_kernel"][:, columns]
+            hidden_gate.kernel[...] = params["recurrent_kernel"][:, columns]
+            hidden_gate.bias[...] = params["bias"][columns]
         return cell
     cell = nnx.GRUCell(INPUTS, HIDDEN, rngs=rngs)
     cell.dense_i.kernel[...] = params["input_kernel"]
@@ -72,55 +72,55 @@ def flax_cell(name, params):
 
 @pytest.mark.parametrize("length", [1, 3, STEPS])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_cell_is_flax_cell_with_the_same_parameters(name, length):
+def test_cell_matches_flax_with_the_same_parameters(name, length):
     graph, params = make_cell(name)
-    if name == "gru":  # Flax's has no bias there
+    if name == "gru":  # Flax's GRU has no such bias
         params["candidate_bias"] = jnp.zeros(HIDDEN)
     inputs = random_inputs()
     cell = flax_cell(name, params)
-    carry = cell.initialize_carry((SHARDED, INPUTS), nnx.Rngs(0))
+    carry = cell.initialize_carry((ROWS, INPUTS), nnx.Rngs(0))
     for t in range(length):
         carry, expected = cell(carry, jnp.asarray(inputs[t]))
-    _, last = run(graph, params, inputs, np.full(SHARDED, length))
+    _, last = run(graph, params, inputs, np.full(ROWS, length))
     np.testing.assert_allclose(last, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", CELLS)
-def test_gradient_is_the_finite_difference_of_the_loop(name, reverse):
+def test_gradient_matches_finite_differences_of_the_loop(name, reverse):
     graph, params = make_cell(name, scale=0.5)
     inputs = random_inputs()
     numbers = np.random.default_rng(2)
-    of_states = numbers.normal(size=(STEPS, SHARDED, HIDDEN))
-    of_last = numbers.normal(size=(SHARDED, HIDDEN))
+    d_states = numbers.normal(size=(STEPS, ROWS, HIDDEN))
+    d_last = numbers.normal(size=(ROWS, HIDDEN))
 
     def loss(params, inputs):
         states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
-        return (states * of_states.astype(np.float32)).sum() + (
-            last * of_last.astype(np.float32)
+        return (states * d_states.astype(np.float32)).sum() + (
+            last * d_last.astype(np.float32)
         ).sum()
 
     def loss64(params, inputs):
         states, last = RECURRENCES[name](params, inputs, LENGTHS, reverse)
-        return (states * of_states).sum() + (last * of_last).sum()
+        return (states * d_states).sum() + (last * d_last).sum()
 
     gradients = jax.grad(loss, argnums=(0, 1))(params, jnp.asarray(inputs))
     params64 = {key: np.asarray(value, np.float64) for key, value in params.items()}
     point = (params64, inputs.astype(np.float64))
     nudge = 1e-5  # of float64: the difference is good to 1e-9
     for gradient, leaf in zip(jax.tree.leaves(gradients), jax.tree.leaves(point), strict=True):
-        for place in zip(*(numbers.integers(0, n, 6) for n in leaf.shape), strict=True):
-            before = leaf[place]
-            leaf[place] = before + nudge
+        for index in zip(*(numbers.integers(0, n, 6) for n in leaf.shape), strict=True):
+            before = leaf[index]
+            leaf[index] = before + nudge
             above = loss64(*point)
-            leaf[place] = before - nudge
+            leaf[index] = before - nudge
             below = loss64(*point)
-            leaf[place] = before
+            leaf[index] = before
             # float32 rounding of sums of some hundred terms of size 1.
-            assert gradient[place] == pytest.approx((above - below) / (2 * nudge), abs=2e-5)
+            assert gradient[index] == pytest.approx((above - below) / (2 * nudge), abs=2e-5)
 
 
-def test_initial_values_are_keras():
+def test_initial_values_are_those_of_keras():
     cell = CELLS["lstm"](inputs_size=40, hidden_size=8, rngs=nnx.Rngs(0))
     recurrent = np.asarray(cell.recurrent_kernel[...])
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(8), atol=1e-5)

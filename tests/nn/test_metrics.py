@@ -18,7 +18,7 @@ def random_answers(seed, size=997, ties=False):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_measures_are_scikit_learns(seed, ties):
+def test_measures_match_scikit_learn(seed, ties):
     logits, labels = random_answers(seed, ties=ties)
     measured = metrics.measure_binary(logits, labels)
     said, probability = logits > 0, metrics.sigmoid(logits)
@@ -47,19 +47,19 @@ def test_calibration_error_is_the_sum_over_bins(ties):
     assert metrics.calibration_error(logits, labels) == pytest.approx(total, abs=1e-12)
 
 
-def test_sure_and_right_is_perfect_and_huge_logits_stay_finite():
+def test_confident_correct_logits_are_perfect_and_huge_ones_stay_finite():
     logits, labels = np.array([1e4, -1e4, 88.0], np.float32), np.array([1, 0, 1])
     perfect = {"accuracy": 1, "loss": 0, "f1": 1, "roc_auc": 1, "calibration_error": 0}
     assert metrics.measure_binary(logits, labels) == pytest.approx(perfect, abs=1e-12)
     assert metrics.cross_entropy(-logits, labels) == pytest.approx((2e4 + 88) / 3)
 
 
-def test_a_logit_of_zero_says_negative():
+def test_a_logit_of_zero_predicts_label_0():
     assert metrics.accuracy(np.zeros(4, np.float32), np.array([0, 0, 0, 1])) == 0.75
     assert metrics.roc_auc(np.zeros(4, np.float32), np.array([0, 0, 0, 1])) == 0.5
 
 
-def test_one_label_alone_has_no_ranking_and_no_crash():
+def test_a_single_label_has_no_ranking_measure():
     measured = metrics.measure_binary(np.array([-1.0, -2.0], np.float32), np.array([0, 0]))
     assert np.isnan(measured["roc_auc"])
     assert measured["f1"] == 0

@@ -38,7 +38,7 @@ def quiet(name, params, tokens, lengths=LENGTHS):
 
 @partial(jax.jit, static_argnums=0)
 def everything(name, params, inputs, lengths, keys):
-    """Returns the output, and the gradients of a loss by parameters and by the words' vectors."""
+    """Returns the output, and the gradients of a loss in the parameters and the word vectors."""
     model, _ = make_model(name)
 
     def loss(params, inputs):
@@ -49,7 +49,7 @@ def everything(name, params, inputs, lengths, keys):
 
 
 def run(name, keys, tokens=None, lengths=LENGTHS, inputs=None):
-    """Returns output, gradient by parameters, gradient by inputs, with the dropout of `keys`."""
+    """Returns the output and the gradients in parameters and inputs; `keys` turn dropout on."""
     model, params = make_model(name)
     if inputs is None:
         inputs = model.embed(params, jnp.asarray(random_tokens() if tokens is None else tokens))
@@ -87,7 +87,7 @@ def test_more_padding_changes_nothing(name):
     assert (np.asarray(long.states[:, STEPS:]) == 0).all()
 
 
-@pytest.mark.slow  # a gradient for every entry is compiled anew
+@pytest.mark.slow  # compiles a gradient per entry
 @every_entry
 def test_more_padding_changes_no_gradient(name):
     short, of_params, of_inputs = run(name, keys_of(1))
@@ -104,7 +104,7 @@ def test_content_of_padding_changes_no_bit_in_value_or_gradient(name):
 
 
 @every_entry
-def test_even_nan_at_padding_reaches_nothing(name):
+def test_nan_at_padding_reaches_no_output_or_gradient(name):
     model, params = make_model(name)
     inputs = model.embed(params, jnp.asarray(random_tokens()))
     poisoned = jnp.where(PADDING.T[..., None], jnp.nan, inputs)
@@ -126,7 +126,7 @@ def test_permuting_rows_permutes_outputs(name):
 
 
 def swap_directions(params):
-    """Returns the parameters of the model that reads every review backwards."""
+    """Returns the parameters of the model that reads every example in reverse."""
     half = SMALL["hidden_size"]
 
     def swap_rows(matrix):
@@ -149,7 +149,7 @@ def swap_directions(params):
 
 
 @every_entry
-def test_reversing_a_review_swaps_the_directions(name):
+def test_reversing_an_example_swaps_the_directions(name):
     _, params = make_model(name)
     tokens = random_tokens()
     turned = np.zeros_like(tokens)
@@ -165,7 +165,7 @@ def test_reversing_a_review_swaps_the_directions(name):
 
 @every_entry
 @pytest.mark.parametrize("length", [0, 1])
-def test_short_reviews_are_finite_in_value_and_gradient(name, length):
+def test_short_examples_are_finite_in_value_and_gradient(name, length):
     found = run(name, keys_of(1), lengths=np.full(SHARDED, length))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
@@ -180,7 +180,7 @@ def test_jit_equals_eager(name):
 
 
 @every_entry
-def test_same_key_same_bits_and_another_key_others(name):
+def test_same_key_gives_same_bits_and_another_key_does_not(name):
     assert_same_bits(initial(name, 3), initial(name, 3))
     assert not np.array_equal(initial(name, 3)["embedding"], initial(name, 4)["embedding"])
     first, again, other = (run(name, keys_of(seed))[0] for seed in (1, 1, 2))
@@ -190,16 +190,16 @@ def test_same_key_same_bits_and_another_key_others(name):
 
 @every_entry
 def test_every_parameter_moves_the_loss(name):
-    # What some seed's dropout hides, another's shows.
+    # A parameter that one seed's dropout hides is visible with another seed.
     found = [run(name, keys_of(seed))[1:] for seed in range(16)]
     gradient, of_inputs = jax.tree.map(lambda *seeds: np.abs(seeds).max(axis=0), *found)
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     still = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.max() > 0]
-    assert still == ["['embedding']"]  # which `classify` does not see: it is given the vectors
+    assert still == ["['embedding']"]  # `classify` starts from the word vectors
     assert (of_inputs.max(axis=-1)[~PADDING.T] > 0).all()
 
 
-def test_embedding_learns_from_own_tokens_alone():
+def test_only_the_tokens_of_an_example_get_a_gradient_in_the_embedding():
     model, params = make_model("cell-lstm")
     tokens = jnp.asarray(np.where(PADDING, 10, np.minimum(random_tokens(), 9)))
 
@@ -213,7 +213,7 @@ def test_embedding_learns_from_own_tokens_alone():
 
 
 @every_entry
-def test_head_of_projected_states_is_the_head(name):
+def test_logits_given_weights_match_the_head(name):
     model, params = make_model(name)
     lengths = jnp.asarray(LENGTHS)
     states, last = model.encode(params, model.embed(params, jnp.asarray(random_tokens())), lengths)
@@ -236,7 +236,7 @@ def test_without_keys_there_is_no_noise():
     np.testing.assert_allclose(without_keys.logits, without_dropout.logits, atol=TOLERANCE)
 
 
-def test_noise_keeps_the_mean():
+def test_dropout_preserves_the_mean():
     keys = jax.random.split(jax.random.key(0), 2000)
     mask = np.asarray(dropout_mask(keys, "layer0.forward", 0.25, 8))
     assert set(np.unique(mask)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
@@ -244,7 +244,7 @@ def test_noise_keeps_the_mean():
     assert abs(mask.mean() - 1) < 5 * np.sqrt(0.25 / 0.75 / mask.size)
 
 
-def test_word_dropout_drops_all_places_of_a_word_in_a_review_or_none():
+def test_word_dropout_drops_all_occurrences_of_a_word_in_an_example_or_none():
     model = Model(ModelConfig(word_dropout=0.25, **SMALL), VOCABULARY)
     params = jax.jit(model.init)(jax.random.key(0))
     embed = jax.jit(model.embed)
@@ -254,7 +254,7 @@ def test_word_dropout_drops_all_places_of_a_word_in_a_review_or_none():
     assert_same_bits(scale[:VOCABULARY], scale[VOCABULARY:])
     dropped = scale[:VOCABULARY, :, 0] == 0
     np.testing.assert_allclose(scale[:VOCABULARY][~dropped], 1 / 0.75, rtol=1e-6)
-    # 4,400 draws: five standard deviations of the mean. Words and reviews are drawn on their own.
+    # 4,400 draws: five standard deviations of the mean. Words and examples are drawn independently.
     assert abs(dropped.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / dropped.size)
     assert len({row.tobytes() for row in dropped}) == VOCABULARY
     assert len({column.tobytes() for column in dropped.T}) > 100
@@ -262,7 +262,7 @@ def test_word_dropout_drops_all_places_of_a_word_in_a_review_or_none():
     assert_same_bits(embed(params, longer, keys)[: 2 * VOCABULARY], embed(params, tokens, keys))
 
 
-def test_directions_layers_and_reviews_have_noise_of_their_own():
+def test_directions_layers_and_examples_have_independent_noise():
     keys = jax.random.split(jax.random.key(0), 3)
     names = ["layer0.forward", "layer0.backward", "layer1.forward", "head"]
     masks = [np.asarray(dropout_mask(keys, name, 0.5, 64)) for name in names]
@@ -278,7 +278,7 @@ def test_directions_layers_and_reviews_have_noise_of_their_own():
         ("bfloat16", {"HIGHEST", "DEFAULT"}),
     ],
 )
-def test_products_are_asked_for_in_their_precision_and_the_rest_in_float32(matmul_precision, asked):
+def test_only_the_recurrence_uses_the_matmul_precision(matmul_precision, asked):
     model = Model(ModelConfig(**SMALL, layers=1, matmul_precision=matmul_precision), 15, "plain")
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens, lengths = jnp.ones((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
@@ -293,7 +293,7 @@ def test_products_are_asked_for_in_their_precision_and_the_rest_in_float32(matmu
     assert ("lhs_precision_type = bf16" in text) == (matmul_precision == "bfloat16")
 
 
-def test_tutorial_model_has_the_tutorials_parameters():
+def test_tutorial_model_has_the_parameter_count_of_the_tutorial():
     params = Model(ModelConfig(), 10_000).init(jax.random.key(0))
     sizes = {
         "embedding": 10_000 * 128,
@@ -316,12 +316,12 @@ def test_tutorial_model_has_the_tutorials_parameters():
         ({"cell": "gru", "cell_options": {"bias": 1}}, "of cell 'gru'; it takes none"),
     ],
 )
-def test_unknown_names_are_one_line_with_the_choices(given, message):
+def test_unknown_name_is_one_line_with_the_choices(given, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(Model(ModelConfig(**given), VOCABULARY).init, jax.random.key(0))
 
 
-def test_an_option_goes_straight_to_the_constructor():
+def test_options_are_passed_to_the_constructor():
     model = Model(ModelConfig(cell_options={"forget_bias": 2.5}, **SMALL), VOCABULARY)
     bias = jax.jit(model.init)(jax.random.key(0))["encoder"]["layers"][0]["forward"]["bias"]
     np.testing.assert_array_equal(bias, [0] * 3 + [2.5] * 3 + [0] * 6)

@@ -1,4 +1,4 @@
-"""What the masked time loop promises for every cell."""
+"""Contracts of the masked time loop, for every cell."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def test_more_padding_changes_no_bit(name, reverse):
 
 
 @cells_and_ways
-def test_states_at_padding_are_zero_and_empty_reviews_end_at_zero(name, reverse):
+def test_states_at_padding_and_last_states_of_empty_examples_are_zero(name, reverse):
     graph, params = make_cell(name)
     states, last = run(graph, params, random_inputs(), LENGTHS, reverse=reverse)
     padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
@@ -56,7 +56,7 @@ def test_gradient_at_padding_is_exactly_zero(name, reverse):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_reversing_the_reviews_swaps_the_directions(name):
+def test_reversing_the_examples_swaps_the_directions(name):
     graph, params = make_cell(name)
     inputs = random_inputs()
     turned = inputs.copy()
@@ -64,7 +64,7 @@ def test_reversing_the_reviews_swaps_the_directions(name):
         turned[:length, row] = inputs[:length, row][::-1]
     states, last = run(graph, params, inputs, LENGTHS)
     turned_states, turned_last = run(graph, params, turned, LENGTHS, reverse=True)
-    np.testing.assert_allclose(turned_last, last, atol=1e-6)  # order of sums in one product
+    np.testing.assert_allclose(turned_last, last, atol=1e-6)  # order of sums in a matmul
     for row, length in enumerate(LENGTHS):
         np.testing.assert_allclose(
             turned_states[:length, row], states[:length, row][::-1], atol=1e-6
@@ -83,7 +83,7 @@ def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
 
 @cells_and_ways
 @pytest.mark.parametrize("noisy", [False, True])
-def test_own_derivative_is_jaxs(name, reverse, noisy):
+def test_scan_gradient_matches_jax(name, reverse, noisy):
     graph, params = make_cell(name)
     numbers = np.random.default_rng(4)
     noise = jnp.asarray(numbers.normal(size=(SHARDED, INPUTS)), jnp.float32) if noisy else None
@@ -98,13 +98,13 @@ def test_own_derivative_is_jaxs(name, reverse, noisy):
         for backend in ("scan", "plain")
     )
     own, jaxs = own(params, random_inputs(), noise), jaxs(params, random_inputs(), noise)
-    # float32 rounding: the weights' gradients are sums of some hundred terms of size 1.
+    # float32 rounding: parameter gradients are sums of some hundred terms of size 1.
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), own, jaxs)
 
 
 @cells_and_ways
 @pytest.mark.parametrize("backend", ["scan", "plain"])
-def test_recomputed_gates_give_the_values_and_gradients_of_kept_ones(name, reverse, backend):
+def test_remat_changes_no_value_or_gradient(name, reverse, backend):
     graph, params = make_cell(name)
 
     def loss(options, params, inputs):
@@ -121,7 +121,7 @@ def test_recomputed_gates_give_the_values_and_gradients_of_kept_ones(name, rever
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), kept, again)
 
 
-def test_recomputed_gates_are_not_kept():
+def test_remat_does_not_store_the_gates():
     graph, params = make_cell("lstm")
 
     def kept(recompute):
@@ -137,7 +137,7 @@ def test_recomputed_gates_are_not_kept():
 
 @cells_and_ways
 @pytest.mark.parametrize("backend", ["scan", "plain"])
-def test_bfloat16_products_are_within_their_rounding_of_float32(name, reverse, backend):
+def test_bfloat16_matmuls_are_within_rounding_of_float32(name, reverse, backend):
     graph, params = make_cell(name, scale=0.5)
 
     @partial(jax.jit, static_argnums=0)
@@ -158,7 +158,7 @@ def test_bfloat16_products_are_within_their_rounding_of_float32(name, reverse, b
     for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
         assert other.dtype == jnp.float32
         off = np.abs(one - other).max() / np.abs(one).max()
-        assert off < STEPS * 2**-8  # each step rounds what it reads and its products
+        assert off < STEPS * 2**-8  # each step rounds its operands
         largest = max(largest, float(off))
     assert largest > 1e-4  # they are not float32
 
@@ -174,7 +174,7 @@ def loss_of_inputs(name, reverse, backend):
 
 
 @cells_and_ways
-def test_second_derivatives_are_differences_of_the_first(name, reverse):
+def test_second_derivatives_match_differences_of_the_first(name, reverse):
     inputs, direction = random_inputs(), random_inputs(seed=5)
     plain, scan = (jax.grad(loss_of_inputs(name, reverse, way)) for way in ("plain", "scan"))
     nudge = 3e-3  # the error is of its square; float32 rounding is divided by it
@@ -185,7 +185,7 @@ def test_second_derivatives_are_differences_of_the_first(name, reverse):
         np.testing.assert_allclose(product, (above - below) / (2 * nudge), atol=1e-3)
 
 
-def test_forward_mode_is_there_through_the_plain_scan_alone():
+def test_only_the_plain_backend_has_forward_mode():
     inputs, direction = random_inputs(), random_inputs(seed=5)
     plain, scan = (loss_of_inputs("lstm", False, backend) for backend in ("plain", "scan"))
     forward = jax.jvp(plain, (inputs,), (direction,))[1]
@@ -201,10 +201,10 @@ def test_forward_mode_is_there_through_the_plain_scan_alone():
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_review_does_not_depend_on_the_batch_around_it(name):
+def test_an_example_does_not_depend_on_the_rest_of_the_batch(name):
     graph, params = make_cell(name)
     inputs = random_inputs()
     _, last = run(graph, params, inputs, LENGTHS)
     _, alone = run(graph, params, inputs[:, 3:4], LENGTHS[3:4])
     assert alone.shape == (1, HIDDEN)
-    np.testing.assert_allclose(alone[0], last[3], atol=1e-6)  # other tiling of the product
+    np.testing.assert_allclose(alone[0], last[3], atol=1e-6)  # different tiling of the matmul

@@ -18,8 +18,8 @@ from bilstm_attn.nn.pooling import POOLINGS
 VOCABULARY = 11
 SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
 DEFAULT = ModelConfig(**SMALL)
-CONFIGS = {"cell-lstm": DEFAULT}  # which is also attention-additive and pooling-attention
-# What stands above the layers does not see how many they are: one compiles sooner.
+CONFIGS = {"cell-lstm": DEFAULT}  # also the attention-additive and pooling-attention entry
+# Only the cell tests need two layers; one layer compiles faster.
 TABLES = {
     "cell": (CELLS, 2),
     "encoder": (ENCODERS, 1),
@@ -34,14 +34,14 @@ CONFIGS |= {
 }
 CONFIGS["head-without-dense"] = dataclasses.replace(DEFAULT, layers=1, dense_size=0)
 prepare_native()
-BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # the others: scan
+BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # all others: scan
 CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
 every_entry = pytest.mark.parametrize("name", CONFIGS)
 
 
 @cache
 def make_model(name):
-    """Returns the model and parameters large enough for logits of size 1."""
+    """Returns the model, and parameters that give logits of order 1."""
     model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
     numbers = np.random.default_rng(0)
     params = jax.tree.map(
@@ -49,7 +49,7 @@ def make_model(name):
         jax.device_get(initial(name, 0)),
     )
     if "dense" in params:
-        params["dense"]["bias"] += 3  # no review is where the ReLU is flat
+        params["dense"]["bias"] += 3  # keeps every example off the flat part of the ReLU
     return model, jax.device_put(params)
 
 

@@ -1,4 +1,4 @@
-"""NumPy float64 loops, written from the equations, one review and one token at a time."""
+"""NumPy float64 loops, written from the equations, one example and one token at a time."""
 
 import numpy as np
 
@@ -18,8 +18,8 @@ def lstm(params, inputs, lengths, reverse=False):
     last = np.zeros((inputs.shape[1], size))
     for row, length in enumerate(lengths):
         h, c = np.zeros(size), np.zeros(size)
-        walk = range(length)
-        for t in reversed(walk) if reverse else walk:
+        steps = range(length)
+        for t in reversed(steps) if reverse else steps:
             gates = inputs[t, row].astype(np.float64) @ w + h @ u + b
             i, f, g, o = (gates[k * size : (k + 1) * size] for k in range(4))
             c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -40,8 +40,8 @@ def gru(params, inputs, lengths, reverse=False):
     last = np.zeros((inputs.shape[1], size))
     for row, length in enumerate(lengths):
         h = np.zeros(size)
-        walk = range(length)
-        for t in reversed(walk) if reverse else walk:
+        steps = range(length)
+        for t in reversed(steps) if reverse else steps:
             x = inputs[t, row].astype(np.float64) @ w + b
             r = sigmoid(x[:size] + h @ u[:, :size])
             z = sigmoid(x[size : 2 * size] + h @ u[:, size : 2 * size])
@@ -80,7 +80,7 @@ def attention_scores(name, params, states, query):
     return scores
 
 
-def softmax_over_own_tokens(scores, lengths):
+def softmax_without_padding(scores, lengths):
     """Returns the weights [t b]: a softmax over the first `length` scores, 0 beyond."""
     weights = np.zeros_like(scores)
     for row, length in enumerate(lengths):
@@ -91,7 +91,7 @@ def softmax_over_own_tokens(scores, lengths):
 
 
 def pool(name, states, last, weights, lengths):
-    """Returns one vector a review [b d], by the pooling called `name`."""
+    """Returns one vector per example [b d], by the pooling called `name`."""
     context = np.zeros(states.shape[1:])
     for row, length in enumerate(lengths):
         own = states[:length, row]

@@ -3,15 +3,15 @@
 //   z[t] = [noise * x[t], h] kernel + bias;   i, f, g, o = split(z)
 //   c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
 //
-// for t < length alone. Rows are sorted by length and cut into tiles; a tile's time loop ends at its
-// longest row, and each step works on the rows that are still (or already) within their length. So
-// padding costs nothing. A tile runs both directions. Gradients of the weights are summed by chains
-// of tiles, whose number does not depend on the threads, then over the chains in order: so the bits
-// do not depend on the threads either.
+// for t < length only. Rows are sorted by length and cut into tiles. The time loop of a tile ends at its
+// longest row, and each step processes only the rows that are within their length, so that padding
+// costs nothing. A tile runs both directions. Parameter gradients are summed within chains of tiles,
+// then over the chains in order. The number of chains does not depend on the number of threads, so
+// neither do the bits.
 //
-// Vectors are those of GCC and Clang, no intrinsics. Unit u of the hidden state lies in block
+// Vectors are GCC/Clang vector extensions, without intrinsics. Unit u of the hidden state lies in block
 // u / LANES, lane u % LANES; a panel is the four gates of one block, PANEL numbers wide. Units are
-// filled up to whole blocks with zero weights, which keep their states zero.
+// padded to whole blocks with zero parameters, which keep their states zero.
 
 #include <algorithm>
 #include <atomic>
@@ -48,8 +48,8 @@ constexpr int LANES = 4, ROWS = 6;
 constexpr int LANES = 4, ROWS = 3;
 #endif
 constexpr int GATES = 4, PANEL = GATES * LANES;
-constexpr int SAVED = 5;         // of each unit and time: the four gates after their nonlinearities, c'
-constexpr int TILE = 32;         // rows of a tile
+constexpr int SAVED = 5;         // per unit and time step: the four activated gates and c'
+constexpr int TILE = 32;         // rows per tile
 constexpr int DEPTH = 4 * TILE;  // rows whose outer products are summed at once
 constexpr int MOST_CHAINS = 16;
 
@@ -59,14 +59,14 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-// The first `count` of a vector, then zeros. (A copy of so few bytes is a slow string instruction.)
+// The first `count` of a vector, then zeros. (memcpy of so few bytes compiles to a slow string instruction.)
 inline Vector load(const float* from, size_t count) {
   if (count >= LANES) return load(from);
   Vector value{};
   for (size_t k = 0; k < count; k++) value[k] = from[k];
   return value;
 }
-// Fetches `count` floats into the second cache; they are read after the next products.
+// Fetches `count` floats into the second cache; they are read after the next matmuls.
 inline void prefetch(const float* from, size_t count) {
   for (size_t k = 0; k < count; k += 64 / sizeof(float)) __builtin_prefetch(from + k, 0, 2);
 }
@@ -90,12 +90,12 @@ inline Vector exponential(Vector x) {
   return (Vector)((Bits)p + ((Bits)shifted << 23));
 }
 
-// Both give NaN for NaN, which the exponential alone would lose.
+// Both propagate NaN, which the exponential alone would not.
 inline Vector sigmoid(Vector x) { return choose(x == x, 1.f / (1.f + exponential(-x)), x); }
 
 inline Vector tanh(Vector x) {
   const Vector far = 1.f - 2.f / (1.f + exponential(x + x));
-  const Vector s = x * x;  // near zero the difference loses its digits (Cephes, tanhf)
+  const Vector s = x * x;  // avoids cancellation near zero (Cephes, tanhf)
   Vector p = s * -5.70498872745e-3f + 2.06390887954e-2f;
   p = p * s - 5.37397155531e-2f;
   p = p * s + 1.33314422036e-1f;
@@ -139,7 +139,7 @@ inline __attribute__((always_inline)) void multiply(const float* left, size_t st
   }
 }
 
-// Calls Work<n>::run for n rows at most ROWS, so that a compiled loop fits each number of rows.
+// Calls Work<n>::run for n rows at most ROWS, so that every number of rows has a compiled loop.
 template <template <int> class Work, int R = ROWS, class... Arguments>
 inline void for_rows(int n, Arguments... arguments) {
   if constexpr (R == 1) {
@@ -152,7 +152,7 @@ inline void for_rows(int n, Arguments... arguments) {
   }
 }
 
-// One block of the inputs' part of z, for R tokens.
+// One block of the input projection of z, for R tokens.
 template <int R>
 struct Project {
   static void run(const float* read, size_t width, const float* panel, size_t depth, const float* bias,
@@ -166,7 +166,7 @@ struct Project {
   }
 };
 
-// One block of units after one token, for R rows; z begins as `start`.
+// One step of one block of units, for R rows; z is initialised with `start`.
 template <int R>
 struct StepForward {
   static void run(const float* read, size_t width, const float* panel, size_t depth,
@@ -191,39 +191,39 @@ struct StepForward {
   }
 };
 
-// One panel of the gradient of what R rows read: of_read = of_z kernel^T.
+// One panel of the gradient of the operands of R rows: d_read = d_z kernel^T.
 template <int R>
 struct ReadBackward {
-  static void run(const float* of_z, size_t blocks, const float* panel, float* of_read) {
+  static void run(const float* d_z, size_t blocks, const float* panel, float* d_read) {
     Vector sums[R][GATES] = {};
     for (size_t j = 0; j < blocks; j++)
-      multiply<R>(of_z + j * DEPTH * PANEL, PANEL, panel + j * PANEL * PANEL, PANEL, sums);
+      multiply<R>(d_z + j * DEPTH * PANEL, PANEL, panel + j * PANEL * PANEL, PANEL, sums);
     for (int r = 0; r < R; r++)
-      for (int g = 0; g < GATES; g++) store(of_read + r * PANEL + g * LANES, sums[r][g]);
+      for (int g = 0; g < GATES; g++) store(d_read + r * PANEL + g * LANES, sums[r][g]);
   }
 };
 
-// R rows of one panel of the gradient of the kernel: of_kernel += read^T of_z.
+// R rows of one panel of the kernel gradient: d_kernel += read^T d_z.
 template <int R>
 struct KernelBackward {
-  static void run(const float* read, size_t width, const float* of_z, size_t depth, float* of_kernel) {
+  static void run(const float* read, size_t width, const float* d_z, size_t depth, float* d_kernel) {
     Vector sums[R][GATES];
     for (int r = 0; r < R; r++)
-      for (int g = 0; g < GATES; g++) sums[r][g] = load(of_kernel + r * PANEL + g * LANES);
-    multiply<R, true>(read, width, of_z, depth, sums);
+      for (int g = 0; g < GATES; g++) sums[r][g] = load(d_kernel + r * PANEL + g * LANES);
+    multiply<R, true>(read, width, d_z, depth, sums);
     for (int r = 0; r < R; r++)
-      for (int g = 0; g < GATES; g++) store(of_kernel + r * PANEL + g * LANES, sums[r][g]);
+      for (int g = 0; g < GATES; g++) store(d_kernel + r * PANEL + g * LANES, sums[r][g]);
   }
 };
 
-// What both handlers are given, and where its parts lie.
+// The arguments of the handlers, and the layout of their arrays.
 struct Layer {
-  size_t steps, batch, inputs, hidden;  // as given
+  size_t steps, batch, inputs, hidden;  // of the layer
   size_t blocks, units, width, tiles;   // units: hidden, whole blocks; width: inputs + units
   const float *x, *kernel, *bias, *noise;
-  const float* projected = nullptr;  // [positions][batch][2][GATES * hidden]: the inputs' part, if given
-  const int32_t* place = nullptr;    // [steps][batch], of which tokens
-  std::vector<size_t> row, length;   // by falling length
+  const float* projected = nullptr;  // [positions][batch][2][GATES * hidden]: precomputed input projection, or null
+  const int32_t* position = nullptr;    // [steps][batch]: index of the token
+  std::vector<size_t> row, length;   // sorted by decreasing length
 
   Layer(const Floats& x_, const Ints& lengths, const Floats& kernel_, const Floats& bias_,
         const Floats& noise_)
@@ -234,12 +234,12 @@ struct Layer {
         noise(noise_.element_count() ? noise_.typed_data() : nullptr), row(batch), length(batch) {
     sort(lengths.typed_data());
   }
-  // With the inputs' part, biases added, in place of inputs.
+  // From precomputed input projections, biases included, instead of inputs.
   Layer(const Floats& projected_, const Ints& positions, const Ints& lengths, const Floats& kernel_)
       : steps(positions.dimensions()[0]), batch(positions.dimensions()[1]), inputs(0),
         hidden(kernel_.dimensions()[1]), blocks((hidden + LANES - 1) / LANES), units(blocks * LANES),
         width(units), tiles((batch + TILE - 1) / TILE), x(nullptr), kernel(kernel_.typed_data()),
-        bias(nullptr), noise(nullptr), projected(projected_.typed_data()), place(positions.typed_data()),
+        bias(nullptr), noise(nullptr), projected(projected_.typed_data()), position(positions.typed_data()),
         row(batch), length(batch) {
     sort(lengths.typed_data());
   }
@@ -250,30 +250,30 @@ struct Layer {
     for (size_t r = 0; r < batch; r++)
       length[r] = std::clamp<int64_t>(given[row[r]], 0, static_cast<int64_t>(steps));
   }
-  // The gates of the token that a row reads at t, before the hidden state's part.
-  const float* gates(int way, size_t t, size_t b) const {
-    return projected + ((place[t * batch + b] * batch + b) * 2 + way) * GATES * hidden;
+  // The input projection of the token that row b reads at t.
+  const float* gates(int direction, size_t t, size_t b) const {
+    return projected + ((position[t * batch + b] * batch + b) * 2 + direction) * GATES * hidden;
   }
 
-  // A step of one direction of a tile: where its rows' saved gates lie.
-  size_t saved(int way, size_t tile, size_t t) const {
+  // Offset of the saved gates of one step of one direction of a tile.
+  size_t saved(int direction, size_t tile, size_t t) const {
     const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
-    return ((way * batch + first) * steps + t * rows) * SAVED * units;
+    return ((direction * batch + first) * steps + t * rows) * SAVED * units;
   }
-  const float* kernel_row(int way, size_t k) const {  // null: a unit that only fills up a block
-    return k < inputs + hidden ? kernel + (way * (inputs + hidden) + k) * GATES * hidden : nullptr;
+  const float* kernel_row(int direction, size_t k) const {  // null for a padding unit
+    return k < inputs + hidden ? kernel + (direction * (inputs + hidden) + k) * GATES * hidden : nullptr;
   }
-  // Writes noise * x[t] of a row.
-  void read(int way, size_t t, size_t b, float* to) const {
+  // Writes noise * x[t] of row b.
+  void read(int direction, size_t t, size_t b, float* to) const {
     const float* from = x + (t * batch + b) * inputs;
     if (!noise) {
       std::memcpy(to, from, inputs * sizeof(float));
       return;
     }
-    const float* scale = noise + (way * batch + b) * inputs;
+    const float* scale = noise + (direction * batch + b) * inputs;
     for (size_t k = 0; k < inputs; k++) to[k] = from[k] * scale[k];
   }
-  // Calls work(gate, unit, place in a row of panels) for every number of a row of gates.
+  // Calls work(gate, unit, position in a row of panels) for every entry of a row of gates.
   template <class Work>
   void for_gates(Work work) const {
     for (size_t g = 0; g < GATES; g++)
@@ -299,7 +299,7 @@ void in_parallel(int threads, size_t chains, Work work) {
   std::vector<std::thread> others;
   try {
     for (size_t i = 1; i < std::min<size_t>(std::max(threads, 1), chains); i++) others.emplace_back(run);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+  } catch (const std::system_error&) {  // no more threads available: the running ones do the work
   }
   run();
   for (auto& other : others) other.join();
@@ -312,12 +312,12 @@ ffi::Error check(const Floats& x, const Ints& lengths, const Floats& kernel, con
   const auto bs = bias.dimensions(), ns = noise.dimensions();
   const bool ranks = xs.size() == 3 && ls.size() == 1 && ks.size() == 3 && bs.size() == 2;
   if (!ranks || bs[1] % GATES || bs[1] < GATES || xs[0] < 1 || xs[1] < 1 || xs[2] < 1)
-    return ffi::Error::InvalidArgument("lstm: wants x[t b e], lengths[b], kernel[2 e+h 4h], bias[2 4h]");
+    return ffi::Error::InvalidArgument("lstm: expected x[t b e], lengths[b], kernel[2 e+h 4h], bias[2 4h]");
   const bool noise_fits = noise.element_count() == 0 ||
                           (ns.size() == 3 && ns[0] == 2 && ns[1] == xs[1] && ns[2] == xs[2]);
   if (ls[0] != xs[1] || ks[0] != 2 || bs[0] != 2 || ks[1] != xs[2] + bs[1] / GATES ||
       ks[2] != bs[1] || !noise_fits)
-    return ffi::Error::InvalidArgument("lstm: shapes do not fit each other");
+    return ffi::Error::InvalidArgument("lstm: shapes do not match");
   return ffi::Error::Success();
 }
 
@@ -347,55 +347,55 @@ ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsO
       for (size_t g = 0; g < GATES; g++)
         store(to + j * stride + g * LANES, load(from + g * hidden + j * LANES, hidden - j * LANES));
   };
-  for (int way = 0; way < 2; way++) {
+  for (int direction = 0; direction < 2; direction++) {
     for (size_t k = 0; k < width; k++)
-      if (const float* from = layer.kernel_row(way, k))
-        pack(from, panels.at((way * blocks * width + k) * PANEL), width * PANEL);
-    if (layer.bias) pack(layer.bias + way * GATES * hidden, biases.at(way * blocks * PANEL), PANEL);
+      if (const float* from = layer.kernel_row(direction, k))
+        pack(from, panels.at((direction * blocks * width + k) * PANEL), width * PANEL);
+    if (layer.bias) pack(layer.bias + direction * GATES * hidden, biases.at(direction * blocks * PANEL), PANEL);
   }
 
   in_parallel(threads, 2 * layer.tiles, [&](size_t part) {
-    const size_t tile = part / 2, way = part % 2;
+    const size_t tile = part / 2, direction = part % 2;
     const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
     const size_t *row = &layer.row[first], *length = &layer.length[first], steps = length[0];
-    const float *panel = panels.at(way * blocks * width * PANEL), *bias = biases.at(way * blocks * PANEL);
+    const float *panel = panels.at(direction * blocks * width * PANEL), *bias = biases.at(direction * blocks * PANEL);
     Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
 
-    // Few rows do not fill the registers: their tokens do, if the inputs' part is computed before.
+    // A few rows do not fill the registers; projecting the inputs of all their tokens first does.
     const bool given = layer.projected, ahead = !given && rows < ROWS;
     const size_t skipped = ahead ? inputs : 0, start_size = blocks * PANEL;
     Array projected(ahead ? rows * steps * start_size : 0);  // [rows][steps][start_size]
-    Array gates(given ? rows * start_size : 0);              // those of one step
+    Array gates(given ? rows * start_size : 0);              // the gates of one step
     if (ahead)
       for (size_t r = 0; r < rows; r++)
         for (size_t t = 0; t < length[r]; t += ROWS) {
           const size_t some = std::min<size_t>(ROWS, length[r] - t);
-          for (size_t k = 0; k < some; k++) layer.read(way, t + k, row[r], read.at(k * width));
+          for (size_t k = 0; k < some; k++) layer.read(direction, t + k, row[r], read.at(k * width));
           for (size_t j = 0; j < blocks; j++)
             for_rows<Project>(some, read.at(), width, panel + j * width * PANEL, inputs,
                               bias + j * PANEL, projected.at((r * steps + t) * start_size + j * PANEL),
                               start_size);
         }
 
-    size_t n = way ? 0 : rows;  // rows within their length
+    size_t n = direction ? 0 : rows;  // rows within their length
     for (size_t step = 0; step < steps; step++) {
-      const size_t t = way ? steps - 1 - step : step;
-      if (way)
+      const size_t t = direction ? steps - 1 - step : step;
+      if (direction)
         while (n < rows && length[n] > t) n++;
       else
         while (n > 0 && length[n - 1] <= t) n--;
-      const size_t next = way ? t - 1 : t + 1;  // past the end after the last step
+      const size_t next = direction ? t - 1 : t + 1;  // past the end after the last step
       for (size_t r = 0; r < n; r++) {
         const bool last_step = step + 1 == steps || next >= length[r];
         if (given) {
-          pack(layer.gates(way, t, row[r]), gates.at(r * start_size), PANEL);
-          if (!last_step) prefetch(layer.gates(way, next, row[r]), GATES * hidden);
+          pack(layer.gates(direction, t, row[r]), gates.at(r * start_size), PANEL);
+          if (!last_step) prefetch(layer.gates(direction, next, row[r]), GATES * hidden);
         } else if (!ahead) {
-          layer.read(way, t, row[r], read.at(r * width));
+          layer.read(direction, t, row[r], read.at(r * width));
           if (!last_step) prefetch(layer.x + (next * batch + row[r]) * inputs, inputs);
         }
       }
-      float* kept = saved ? saved + layer.saved(way, tile, t) : nullptr;
+      float* kept = saved ? saved + layer.saved(direction, tile, t) : nullptr;
       const float* start = given ? gates.at() : ahead ? projected.at(t * start_size) : bias;
       const size_t start_stride = given ? start_size : ahead ? steps * start_size : 0;
       for (size_t r = 0; r < n; r += ROWS)
@@ -408,13 +408,13 @@ ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsO
                                 blocks * SAVED * LANES);
       for (size_t r = 0; r < n; r++) {
         std::memcpy(read.at(r * width + inputs), h.at(r * units), hidden * sizeof(float));
-        std::memcpy(states + ((t * batch + row[r]) * 2 + way) * hidden, h.at(r * units),
+        std::memcpy(states + ((t * batch + row[r]) * 2 + direction) * hidden, h.at(r * units),
                     hidden * sizeof(float));
       }
     }
     for (size_t r = 0; r < rows; r++)
-      std::memcpy(last + (row[r] * 2 + way) * hidden, h.at(r * units), hidden * sizeof(float));
-    if (way) return;
+      std::memcpy(last + (row[r] * 2 + direction) * hidden, h.at(r * units), hidden * sizeof(float));
+    if (direction) return;
     for (size_t t = length[rows - 1]; t < layer.steps; t++)
       for (size_t r = rows; r-- > 0 && length[r] <= t;)
         std::memset(states + (t * batch + row[r]) * 2 * hidden, 0, 2 * hidden * sizeof(float));
@@ -432,7 +432,7 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
   return walk(threads, layer, states, last, size ? saved->typed_data() : nullptr);
 }
 
-// The same tokens in other positions, their inputs' part computed before: nothing is saved.
+// Re-encodes a selection of the tokens from precomputed input projections; nothing is saved.
 ffi::Error reencode(int32_t threads, Floats projected, Ints positions, Ints lengths, Floats kernel,
                   FloatsOut states, FloatsOut last) {
   const auto gs = projected.dimensions(), ps = positions.dimensions(), ks = kernel.dimensions();
@@ -440,45 +440,45 @@ ffi::Error reencode(int32_t threads, Floats projected, Ints positions, Ints leng
       gs[1] != ps[1] || lengths.dimensions()[0] != ps[1] || gs[2] != 2 || ks[0] != 2 || ks[1] < 1 ||
       ps[0] < 1 || ps[1] < 1 || gs[3] != GATES * ks[1] || ks[2] != gs[3])
     return ffi::Error::InvalidArgument(
-        "lstm: wants projected[n b 2 4h], positions[t b], lengths[b], kernel[2 h 4h]");
+        "lstm: expected projected[n b 2 4h], positions[t b], lengths[b], kernel[2 h 4h]");
   const Layer layer(projected, positions, lengths, kernel);
   for (size_t t = 0; t < layer.steps; t++)
     for (size_t r = 0; r < layer.batch && t < layer.length[r]; r++) {
-      const int32_t place = layer.place[t * layer.batch + layer.row[r]];
-      if (place < 0 || place >= gs[0]) return ffi::Error::InvalidArgument("lstm: no such place");
+      const int32_t position = layer.position[t * layer.batch + layer.row[r]];
+      if (position < 0 || position >= gs[0]) return ffi::Error::InvalidArgument("lstm: positions must be in [0, tokens)");
     }
   return walk(threads, layer, states, last, nullptr);
 }
 
 ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias, Floats noise,
-                    Floats states_, Floats saved_, Floats of_states_, Floats of_last_, FloatsOut of_x_,
-                    FloatsOut of_kernel_, FloatsOut of_bias_, FloatsOut of_noise_) {
+                    Floats states_, Floats saved_, Floats d_states_, Floats d_last_, FloatsOut d_x_,
+                    FloatsOut d_kernel_, FloatsOut d_bias_, FloatsOut d_noise_) {
   if (auto error = check(x, lengths, kernel, bias, noise); error.failure()) return error;
   const Layer layer(x, lengths, kernel, bias, noise);
   const size_t inputs = layer.inputs, hidden = layer.hidden, units = layer.units;
   const size_t width = layer.width, blocks = layer.blocks, batch = layer.batch, columns = GATES * hidden;
   if (!has_shape(states_, {layer.steps, batch, 2 * hidden}) ||
-      !has_shape(of_states_, {layer.steps, batch, 2 * hidden}) ||
-      !has_shape(of_last_, {batch, 2 * hidden}) ||
+      !has_shape(d_states_, {layer.steps, batch, 2 * hidden}) ||
+      !has_shape(d_last_, {batch, 2 * hidden}) ||
       static_cast<int64_t>(saved_.element_count()) != saved_size(layer.steps, batch, hidden) ||
-      !has_shape(*of_x_, {layer.steps, batch, inputs}) || !has_shape(*of_bias_, {2, columns}) ||
-      !has_shape(*of_kernel_, {2, inputs + hidden, columns}) ||
-      of_noise_->element_count() != noise.element_count())
+      !has_shape(*d_x_, {layer.steps, batch, inputs}) || !has_shape(*d_bias_, {2, columns}) ||
+      !has_shape(*d_kernel_, {2, inputs + hidden, columns}) ||
+      d_noise_->element_count() != noise.element_count())
     return ffi::Error::InvalidArgument("lstm: an argument or result has the wrong shape");
   const float *states = states_.typed_data(), *saved = saved_.typed_data();
-  const float *of_states = of_states_.typed_data(), *of_last = of_last_.typed_data();
-  float *of_x = of_x_->typed_data(), *of_noise = layer.noise ? of_noise_->typed_data() : nullptr;
-  if (of_noise) std::memset(of_noise, 0, of_noise_->size_bytes());
+  const float *d_states = d_states_.typed_data(), *d_last = d_last_.typed_data();
+  float *d_x = d_x_->typed_data(), *d_noise = layer.noise ? d_noise_->typed_data() : nullptr;
+  if (d_noise) std::memset(d_noise, 0, d_noise_->size_bytes());
 
   // The kernel's columns as rows: panels of the inputs, then panels of the units.
   const size_t input_panels = (inputs + PANEL - 1) / PANEL, unit_panels = (units + PANEL - 1) / PANEL;
   const size_t panel_count = input_panels + unit_panels, panel_size = blocks * PANEL * PANEL;
   Array panels(2 * panel_count * panel_size);
-  for (int way = 0; way < 2; way++)
+  for (int direction = 0; direction < 2; direction++)
     for (size_t k = 0; k < width; k++)
-      if (const float* from = layer.kernel_row(way, k)) {
-        const size_t place = k < inputs ? k : input_panels * PANEL + k - inputs;
-        float* to = panels.at((way * panel_count + place / PANEL) * panel_size + place % PANEL);
+      if (const float* from = layer.kernel_row(direction, k)) {
+        const size_t position = k < inputs ? k : input_panels * PANEL + k - inputs;
+        float* to = panels.at((direction * panel_count + position / PANEL) * panel_size + position % PANEL);
         layer.for_gates([&](size_t column, size_t j, size_t gate) {
           to[(j * PANEL + gate) * PANEL] = from[column];
         });
@@ -491,38 +491,38 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
   auto work = [&](size_t chain, size_t tile) {
     const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
     const size_t *row = &layer.row[first], *length = &layer.length[first], steps = length[0];
-    for (int way = 0; way < 2; way++) {
-      float* kernel_sum = kernel_sums.at((chain * 2 + way) * kernel_size);
-      float* bias_sum = bias_sums.at((chain * 2 + way) * bias_size);
-      Array read(DEPTH * width), of_z(DEPTH * blocks * PANEL), of_h(TILE * units), of_c(TILE * units);
-      Array of_read(ROWS * PANEL);
-      size_t filled = 0;  // rows of `read` and `of_z` that are not in the sums yet
+    for (int direction = 0; direction < 2; direction++) {
+      float* kernel_sum = kernel_sums.at((chain * 2 + direction) * kernel_size);
+      float* bias_sum = bias_sums.at((chain * 2 + direction) * bias_size);
+      Array read(DEPTH * width), d_z(DEPTH * blocks * PANEL), d_h(TILE * units), d_c(TILE * units);
+      Array d_read(ROWS * PANEL);
+      size_t filled = 0;  // rows of `read` and `d_z` that are not yet in the sums
       auto sum_up = [&] {
         for (size_t j = 0; j < blocks; j++)
           for (size_t k = 0; k < width; k += ROWS)
-            for_rows<KernelBackward>(width - k, read.at(k), width, of_z.at(j * DEPTH * PANEL), filled,
+            for_rows<KernelBackward>(width - k, read.at(k), width, d_z.at(j * DEPTH * PANEL), filled,
                                      kernel_sum + (j * width + k) * PANEL);
         filled = 0;
       };
       for (size_t r = 0; r < rows; r++)
-        std::memcpy(of_h.at(r * units), of_last + (row[r] * 2 + way) * hidden, hidden * sizeof(float));
-      size_t n = way ? rows : 0;
+        std::memcpy(d_h.at(r * units), d_last + (row[r] * 2 + direction) * hidden, hidden * sizeof(float));
+      size_t n = direction ? rows : 0;
       for (size_t step = 0; step < steps; step++) {
-        const size_t t = way ? step : steps - 1 - step;
-        const size_t before = way ? t + 1 : t - 1;  // the token read before this one, where there is one
-        if (way)
+        const size_t t = direction ? step : steps - 1 - step;
+        const size_t before = direction ? t + 1 : t - 1;  // the previous token in scan order, if any
+        if (direction)
           while (n > 0 && length[n - 1] <= t) n--;
         else
           while (n < rows && length[n] > t) n++;
         if (filled + n > DEPTH) sum_up();
-        const float* kept = saved + layer.saved(way, tile, t);
+        const float* kept = saved + layer.saved(direction, tile, t);
         for (size_t r = 0; r < n; r++) {
-          const bool begins = way ? before >= length[r] : t == 0;
+          const bool begins = direction ? before >= length[r] : t == 0;
           float* reads = read.at((filled + r) * width);
-          layer.read(way, t, row[r], reads);
+          layer.read(direction, t, row[r], reads);
           std::memset(reads + inputs, 0, units * sizeof(float));
           if (!begins)
-            std::memcpy(reads + inputs, states + ((before * batch + row[r]) * 2 + way) * hidden,
+            std::memcpy(reads + inputs, states + ((before * batch + row[r]) * 2 + direction) * hidden,
                         hidden * sizeof(float));
           for (size_t j = 0; j < blocks; j++) {
             const float* gates = kept + (r * blocks + j) * SAVED * LANES;
@@ -530,17 +530,17 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
             const Vector o = load(gates + 3 * LANES), squashed = tanh(load(gates + 4 * LANES));
             Vector c_before{};
             if (!begins)
-              c_before = load(saved + layer.saved(way, tile, before) + (r * blocks + j) * SAVED * LANES +
+              c_before = load(saved + layer.saved(direction, tile, before) + (r * blocks + j) * SAVED * LANES +
                               4 * LANES);
-            float *of_hidden = of_h.at(r * units + j * LANES), *of_cell = of_c.at(r * units + j * LANES);
-            const float* of_state = of_states + ((t * batch + row[r]) * 2 + way) * hidden + j * LANES;
-            const Vector dh = load(of_hidden) + load(of_state, hidden - j * LANES);
-            const Vector dc = load(of_cell) + dh * o * (1.f - squashed * squashed);
+            float *d_hidden = d_h.at(r * units + j * LANES), *d_cell = d_c.at(r * units + j * LANES);
+            const float* d_state = d_states + ((t * batch + row[r]) * 2 + direction) * hidden + j * LANES;
+            const Vector dh = load(d_hidden) + load(d_state, hidden - j * LANES);
+            const Vector dc = load(d_cell) + dh * o * (1.f - squashed * squashed);
             const Vector dz[GATES] = {dc * g * i * (1.f - i), dc * c_before * f * (1.f - f),
                                       dc * i * (1.f - g * g), dh * squashed * o * (1.f - o)};
-            store(of_cell, dc * f);
+            store(d_cell, dc * f);
             for (int k = 0; k < GATES; k++) {
-              store(of_z.at((j * DEPTH + filled + r) * PANEL + k * LANES), dz[k]);
+              store(d_z.at((j * DEPTH + filled + r) * PANEL + k * LANES), dz[k]);
               float* sum = bias_sum + j * PANEL + k * LANES;
               store(sum, load(sum) + dz[k]);
             }
@@ -549,30 +549,30 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
         if (step + 1 < steps)
           for (size_t r = 0; r < n; r++) {
             prefetch(layer.x + (before * batch + row[r]) * inputs, inputs);
-            prefetch(of_states + ((before * batch + row[r]) * 2 + way) * hidden, hidden);
+            prefetch(d_states + ((before * batch + row[r]) * 2 + direction) * hidden, hidden);
           }
         for (size_t r = 0; r < n; r += ROWS)
           for (size_t p = 0; p < panel_count; p++) {
-            for_rows<ReadBackward>(n - r, of_z.at((filled + r) * PANEL), blocks,
-                                   panels.at((way * panel_count + p) * panel_size), of_read.at());
+            for_rows<ReadBackward>(n - r, d_z.at((filled + r) * PANEL), blocks,
+                                   panels.at((direction * panel_count + p) * panel_size), d_read.at());
             for (size_t q = r; q < std::min<size_t>(r + ROWS, n); q++) {
-              const float* from = of_read.at((q - r) * PANEL);
+              const float* from = d_read.at((q - r) * PANEL);
               if (p >= input_panels) {
                 const size_t u = (p - input_panels) * PANEL;
-                std::memcpy(of_h.at(q * units + u), from,
+                std::memcpy(d_h.at(q * units + u), from,
                             std::min<size_t>(PANEL, units - u) * sizeof(float));
                 continue;
               }
               const size_t k0 = p * PANEL, some = std::min<size_t>(PANEL, inputs - k0);
               const float* given = layer.x + (t * batch + row[q]) * inputs + k0;
-              float* to = of_x + (t * batch + row[q]) * inputs + k0;
-              const size_t at_noise = (way * batch + row[q]) * inputs + k0;
+              float* to = d_x + (t * batch + row[q]) * inputs + k0;
+              const size_t at_noise = (direction * batch + row[q]) * inputs + k0;
               for (size_t k = 0; k < some; k++) {
                 const float value = layer.noise ? from[k] * layer.noise[at_noise + k] : from[k];
-                to[k] = way ? to[k] + value : value;
+                to[k] = direction ? to[k] + value : value;
               }
-              if (of_noise)
-                for (size_t k = 0; k < some; k++) of_noise[at_noise + k] += from[k] * given[k];
+              if (d_noise)
+                for (size_t k = 0; k < some; k++) d_noise[at_noise + k] += from[k] * given[k];
             }
           }
         filled += n;
@@ -581,7 +581,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
     }
     for (size_t t = length[rows - 1]; t < layer.steps; t++)
       for (size_t r = rows; r-- > 0 && length[r] <= t;)
-        std::memset(of_x + (t * batch + row[r]) * inputs, 0, inputs * sizeof(float));
+        std::memset(d_x + (t * batch + row[r]) * inputs, 0, inputs * sizeof(float));
   };
   in_parallel(threads, chains, [&](size_t chain) {
     for (size_t tile = chain; tile < layer.tiles; tile += chains) work(chain, tile);
@@ -600,16 +600,16 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
         std::memcpy(to + g * hidden + j * LANES, from + j * stride + g * LANES,
                     std::min<size_t>(LANES, hidden - j * LANES) * sizeof(float));
   };
-  for (int way = 0; way < 2; way++) {
+  for (int direction = 0; direction < 2; direction++) {
     for (size_t k = 0; k < inputs + hidden; k++)
-      unpack(kernel_sums.at((way * blocks * width + k) * PANEL), width * PANEL,
-             of_kernel_->typed_data() + (way * (inputs + hidden) + k) * columns);
-    unpack(bias_sums.at(way * blocks * PANEL), PANEL, of_bias_->typed_data() + way * columns);
+      unpack(kernel_sums.at((direction * blocks * width + k) * PANEL), width * PANEL,
+             d_kernel_->typed_data() + (direction * (inputs + hidden) + k) * columns);
+    unpack(bias_sums.at(direction * blocks * PANEL), PANEL, d_bias_->typed_data() + direction * columns);
   }
   return ffi::Error::Success();
 }
 
-// Calls a handler; what it throws, which XLA does not catch, becomes an error.
+// Calls a handler; turns exceptions, which XLA does not catch, into errors.
 template <auto handler, class... Arguments>
 ffi::Error guarded(Arguments... arguments) {
   try {
@@ -630,16 +630,16 @@ ffi::Error reencode_guarded(int32_t threads, Floats projected, Ints positions, I
 }
 
 ffi::Error backward_guarded(int32_t threads, Floats x, Ints lengths, Floats kernel, Floats bias,
-                            Floats noise, Floats states, Floats saved, Floats of_states,
-                            Floats of_last, FloatsOut of_x, FloatsOut of_kernel, FloatsOut of_bias,
-                            FloatsOut of_noise) {
-  return guarded<backward>(threads, x, lengths, kernel, bias, noise, states, saved, of_states,
-                           of_last, of_x, of_kernel, of_bias, of_noise);
+                            Floats noise, Floats states, Floats saved, Floats d_states,
+                            Floats d_last, FloatsOut d_x, FloatsOut d_kernel, FloatsOut d_bias,
+                            FloatsOut d_noise) {
+  return guarded<backward>(threads, x, lengths, kernel, bias, noise, states, saved, d_states,
+                           d_last, d_x, d_kernel, d_bias, d_noise);
 }
 
 }  // namespace
 
-// How many numbers `saved` holds.
+// The number of floats in `saved`.
 extern "C" int64_t lstm_saved_size(int64_t steps, int64_t batch, int64_t hidden) {
   return saved_size(steps, batch, hidden);
 }

@@ -1,4 +1,4 @@
-"""An LSTM's step between its matmuls, and its derivative: what the kernels in Pallas share.
+"""One LSTM step without its matmuls, and its derivative; shared by the Pallas kernels.
 
 i, f, g, o = split(z)
 c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
@@ -12,11 +12,11 @@ from bilstm_attn.config import MatmulPrecision
 
 GATES = 4
 
-Gates = tuple[Array, ...]  # four
+Gates = tuple[Array, ...]  # i, f, g, o, each `[b h]`
 
 
 def advance(gates: Gates, cell: Array) -> tuple[Gates, Array, Array]:
-    """Returns the gates after their nonlinearities, c', and h'; all `[b h]`."""
+    """Returns the activated gates, c' and h', all `[b h]`."""
     i, f, g, o = gates
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     cell = f * cell + i * g
@@ -24,13 +24,13 @@ def advance(gates: Gates, cell: Array) -> tuple[Gates, Array, Array]:
 
 
 def retreat(gates: Gates, cell: Array, d_state: Array, d_cell: Array) -> tuple[Gates, Array]:
-    """Returns the gradients of the gates before their nonlinearities, and of c.
+    """Returns the gradients of the gates' pre-activations and of c.
 
     Args:
-      gates: what `advance` returned.
-      cell: c, which it was given.
+      gates: the activated gates that `advance` returned.
+      cell: c, the cell state before the step.
       d_state: the gradient of h'.
-      d_cell: that of c', without what comes through h'.
+      d_cell: the gradient of c', without the part through h'.
     """
     i, f, g, o = gates
     squashed = jnp.tanh(f * cell + i * g)
@@ -45,11 +45,11 @@ def retreat(gates: Gates, cell: Array, d_state: Array, d_cell: Array) -> tuple[G
 
 
 def as_operand(array: Array, matmul_precision: MatmulPrecision) -> Array:
-    """Returns what a kernel's products are made of."""
+    """Casts an operand of a kernel's matmul to bfloat16 if that is the precision."""
     return array.astype(matmul_precision) if matmul_precision == "bfloat16" else array
 
 
 def multiply(left: Array, right: Array, matmul_precision: MatmulPrecision) -> Array:
-    """Returns a kernel's product, in float32, its factors rounded to `products`."""
+    """Returns a matmul of operands in the given precision, accumulated in float32."""
     left, right = as_operand(left, matmul_precision), as_operand(right, matmul_precision)
     return jnp.matmul(left, right, precision=matmul_precision, preferred_element_type=jnp.float32)

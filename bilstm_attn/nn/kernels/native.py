@@ -37,18 +37,18 @@ Noises = Float[Array, "2 b e"] | Float[Array, "0"]
 
 
 class UnavailableError(Exception):
-    """The kernel cannot be built or does not compute what it should; says why, and what to do."""
+    """The kernel cannot be built, or its results are wrong; the message says what to do."""
 
 
 def prepare(
     agrees: Callable[[], bool], reference: Sequence[Path], notify: Callable[[str], None]
 ) -> None:
-    """Builds and loads the kernel, unless that was done before.
+    """Builds, loads and tests the kernel, each only if it was not done before.
 
     Args:
-      agrees: runs once after building, and says whether the kernel's results are right.
-      reference: the files of what it is compared with; it runs again when they change.
-      notify: is told of the building, which takes seconds.
+      agrees: the self-test, run once after building; returns whether the results are right.
+      reference: source files of the reference; the self-test is repeated when they change.
+      notify: called with one line before the build, which takes seconds.
 
     Raises:
       UnavailableError: there is no compiler, it failed, or the results are wrong.
@@ -60,15 +60,15 @@ def prepare(
         if tested.exists():
             return
         if not agrees():
-            raise UnavailableError("what the compiler built does not agree with the scan")
-        with contextlib.suppress(OSError):  # then it is tested again next time
+            raise UnavailableError("the compiled kernel does not agree with the scan")
+        with contextlib.suppress(OSError):  # then the next process tests it again
             tested.touch()
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(str(error)) from None
 
 
 def _load(notify: Callable[[str], None] = lambda line: None) -> Path:
-    """Registers the handlers with jax; returns the library's path."""
+    """Loads the library and registers its handlers with JAX; returns its path."""
     if _loaded:
         return _loaded[0][0]
     library = _build(notify)
@@ -90,9 +90,9 @@ _loaded: list[tuple[Path, Callable[[int, int, int], int]]] = []
 
 
 def _build(notify: Callable[[str], None] = lambda line: None) -> Path:
-    """Returns the compiled library, which appears in the cache folder whole or not at all.
+    """Returns the path of the compiled library in the cache folder; written atomically.
 
-    Its name holds a digest of its bytes: one that was damaged since is built again.
+    The file name holds a digest of its bytes, so that a damaged library is built again.
     """
     named = shlex.split(os.environ.get("CXX", ""))
     choices = [named] if named else [[name] for name in COMPILERS]
@@ -136,14 +136,14 @@ def _run(command: Sequence[str], timeout: int) -> subprocess.CompletedProcess[st
 
 
 def _key(compiler: Sequence[str]) -> str:
-    """Returns a digest of all that the library depends on."""
+    """Returns a digest of the source, flags, compiler, versions and CPU."""
     version = _run([*compiler, "--version"], timeout=60).stdout
     versions = (version, jax.__version__, importlib.metadata.version("jaxlib"))
     return text_sha256(SOURCE.read_text(), *FLAGS, *compiler, *versions, cpu_digest())[:16]
 
 
 def threads() -> int:
-    """Returns the threads of a call: the cores, shared out over the devices. They change no bit."""
+    """Returns the threads per call: cores / devices. The number of threads changes no bit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // jax.local_device_count())
 
@@ -152,14 +152,14 @@ def threads() -> int:
 def lstm(
     inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises
 ) -> tuple[States, Query]:
-    """Returns both directions' states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
+    """Returns all states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
 
     Args:
       inputs: `[t b e]`.
       lengths: `[b]`, in tokens.
-      kernels: `[2 e+h 4h]`, those of the inputs above those of the hidden state; gates i, f, g, o.
+      kernels: `[2 e+h 4h]`, rows of the inputs, then of the hidden state; gates i, f, g, o.
       biases: `[2 4h]`.
-      noises: `[2 b e]`, multiply the inputs of all time steps; or empty, for none.
+      noises: `[2 b e]`, factors of the inputs at every time step; empty for no noise.
     """
     states, last, _ = _forward(inputs, lengths, kernels, biases, noises, 0)
     return states, last
@@ -181,13 +181,13 @@ def reencode(
     lengths: Lengths,
     kernels: Float[Array, "2 h g"],
 ) -> tuple[States, Query]:
-    """Returns what `lstm` does of the same tokens in other positions. It has no derivative.
+    """Returns what `lstm` returns, for a selection of the tokens. It has no derivative.
 
     Args:
-      projected: `[n b 2 4h]`, of each token the product with its rows of `kernels`, biases added.
-      positions: `[t b]`, where among the `n` each token is read.
+      projected: `[n b 2 4h]`, each token's inputs times the input kernel, plus the bias.
+      positions: `[t b]`, index among the `n` tokens of the one placed at t.
       lengths: `[b]`, in tokens.
-      kernels: `[2 h 4h]`, those of the hidden state.
+      kernels: `[2 h 4h]`, the recurrent kernels.
     """
     _load()
     steps, batch = positions.shape
@@ -199,7 +199,7 @@ def reencode(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
-    """Returns the results of a handler, float32 arrays of these shapes."""
+    """Calls a handler; returns its results, float32 arrays of the given shapes."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"bilstm_attn_lstm_{name}", results, vmap_method="sequential")
     return call(*arguments, threads=np.int32(threads()))
@@ -208,8 +208,11 @@ def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, 
 @_call.defjvp
 def _no_further_derivatives(name: str, shapes: Any, primals: Any, tangents: Any) -> Any:
     if name == "reencode":
-        raise UserError("backend native has no derivative of a rereading; use backend scan")
-    raise UserError("backend native has no second derivatives; use backend scan or plain")
+        raise UserError("backend native cannot differentiate a re-encoding; use backend scan")
+    raise UserError(
+        "backend native has no second derivatives; apply jax.lax.stop_gradient to the parameters "
+        "and inputs of the inner gradient, or use backend scan or plain"
+    )
 
 
 def _save(
@@ -218,17 +221,17 @@ def _save(
     _load()
     steps, batch, _ = inputs.shape
     size = _loaded[0][1](steps, batch, biases.shape[1] // 4)
-    given = (inputs, lengths, kernels, biases, noises)
-    states, last, saved = _forward(*given, size)
-    return (states, last), (*given, states, saved)
+    arguments = (inputs, lengths, kernels, biases, noises)
+    states, last, saved = _forward(*arguments, size)
+    return (states, last), (*arguments, states, saved)
 
 
 def _back(residuals: Any, cotangents: Any) -> Any:
     inputs, lengths, kernels, biases, noises, states, saved = residuals
     arguments = (inputs, lengths.astype(jnp.int32), kernels, biases, noises, states, saved)
-    shapes = tuple(given.shape for given in (inputs, kernels, biases, noises))
-    d_inputs, *d_parameters, d_noises = _call("backward", shapes, (*arguments, *cotangents))
-    return d_inputs, None, *d_parameters, d_noises
+    shapes = tuple(array.shape for array in (inputs, kernels, biases, noises))
+    d_inputs, *d_params, d_noises = _call("backward", shapes, (*arguments, *cotangents))
+    return d_inputs, None, *d_params, d_noises
 
 
 lstm.defvjp(_save, _back)

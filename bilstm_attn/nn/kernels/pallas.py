@@ -1,9 +1,9 @@
-"""A bidirectional LSTM layer in Pallas, for GPUs and TPUs: one kernel walks all of time.
+"""A bidirectional LSTM layer in Pallas, for GPUs and TPUs: one kernel runs the whole time loop.
 
-    z[t] = (noise x[t]) W + b + h U, and a step as in `kernels.step`, for t < length.
+    z[t] = (noise x[t]) W + b + h U, then a step as in `kernels.lstm_step`, for t < length.
 
-U stays on the chip. What needs no earlier step stays outside of the kernels, for all times at once:
-the products with W before them, and the gradient of U after. The kernels themselves are in
+U stays on the chip. Matmuls that depend on no earlier step run outside the kernels, for all times
+at once: the input projection before, the gradient of U after. The kernels themselves are in
 `kernels.pallas_gpu` and `kernels.pallas_tpu`.
 """
 
@@ -23,29 +23,29 @@ from bilstm_attn.types import Inputs, Lengths, Query, States
 
 Device = Literal["gpu", "tpu"]
 
-FORMS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
+KERNELS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
 
 Kernels = Float[Array, "2 r g"]  # r = e + h
 Biases = Float[Array, "2 g"]
 Noises = Float[Array, "2 b e"] | Float[Array, "0"]
 Projected = Float[Array, "2 t b 4 h"]
 Recurrent = Float[Array, "2 4 h h"]
-Walked = Float[Array, "2 t b h"]
+ScannedStates = Float[Array, "2 t b h"]
 
 
 class KernelOptions(NamedTuple):
-    """How a kernel runs."""
+    """The options of one kernel call."""
 
     device: Device
-    """Whose kernel it is."""
+    """The device that the kernel is written for."""
     matmul_precision: MatmulPrecision = "float32"
-    """What products are computed in; all else is float32."""
+    """Precision of the matmuls; everything else is float32."""
     interpret: bool = False
-    """Run in Pallas' interpreter, on any device."""
+    """Run in Pallas' interpreter, which works on any device."""
 
 
 def here(matmul_precision: MatmulPrecision) -> KernelOptions:
-    """Returns how it runs on this machine's device; on a CPU, the GPU's kernel is interpreted."""
+    """Returns the options for this machine's device; a CPU interprets the GPU kernel."""
     device = jax.default_backend()
     return KernelOptions(
         "tpu" if device == "tpu" else "gpu", matmul_precision, interpret=device == "cpu"
@@ -53,8 +53,8 @@ def here(matmul_precision: MatmulPrecision) -> KernelOptions:
 
 
 def most_hidden(options: KernelOptions) -> int:
-    """Returns how many hidden units fit on the chip; 0 where it has no such products."""
-    return FORMS[options.device].MOST_HIDDEN.get(options.matmul_precision, 0)
+    """Returns how many hidden units fit on the chip; 0 if the precision is not supported."""
+    return KERNELS[options.device].MOST_HIDDEN.get(options.matmul_precision, 0)
 
 
 def lstm(
@@ -65,15 +65,15 @@ def lstm(
     noises: Noises,
     options: KernelOptions,
 ) -> tuple[States, Query]:
-    """Returns both directions' states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
+    """Returns all states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
 
     Args:
-      inputs: `[t b e]`; what stands at padding is never read into a result.
+      inputs: `[t b e]`; values at padding affect no result.
       lengths: `[b]`, in tokens.
-      kernels: `[2 e+h 4h]`, those of the inputs above those of the hidden state; gates i, f, g, o.
+      kernels: `[2 e+h 4h]`, rows of the inputs, then of the hidden state; gates i, f, g, o.
       biases: `[2 4h]`.
-      noises: `[2 b e]`, multiply the inputs of all time steps; or empty, for none.
-      options: on which device, and how.
+      noises: `[2 b e]`, factors of the inputs at every time step; empty for no noise.
+      options: the device, the precision and whether to interpret.
     """
     steps, batch, inputs_size = inputs.shape
     hidden = biases.shape[1] // GATES
@@ -90,8 +90,8 @@ def lstm(
             ]
         ).reshape(2, steps, batch, GATES, hidden)
     recurrent = kernels[:, inputs_size:].reshape(2, hidden, GATES, hidden).swapaxes(1, 2)
-    rows, units = FORMS[options.device].padding(batch, hidden)
-    states: Any = _walk(
+    rows, units = KERNELS[options.device].padding(batch, hidden)
+    states: Any = _scan(
         options,
         jnp.pad(projected, ((0, 0), (0, 0), (0, rows), (0, 0), (0, units))),
         jnp.pad(recurrent, ((0, 0), (0, 0), (0, units), (0, units))),
@@ -107,8 +107,8 @@ def lstm(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(options: KernelOptions, arguments: tuple[Any, ...]) -> Any:
-    """Returns the states, the gates and each step's c before it."""
-    return FORMS[options.device].forward(
+    """Returns the states, the gates, and the cell state c before each step."""
+    return KERNELS[options.device].forward(
         *arguments,
         matmul_precision=options.matmul_precision,
         interpret=options.interpret,
@@ -118,26 +118,32 @@ def _forward(options: KernelOptions, arguments: tuple[Any, ...]) -> Any:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward(options: KernelOptions, arguments: tuple[Any, ...]) -> Projected:
-    """Returns the gradient of what was projected."""
-    return FORMS[options.device].backward(
+    """Returns the gradient of the projected inputs."""
+    return KERNELS[options.device].backward(
         *arguments, matmul_precision=options.matmul_precision, interpret=options.interpret
     )
 
 
 @_forward.defjvp
 @_backward.defjvp
-def _no_second_derivatives(*given: Any) -> Any:
-    raise UserError("backend pallas has no second derivatives; use backend scan or plain")
+def _no_second_derivatives(*_: Any) -> Any:
+    raise UserError(
+        "backend pallas has no second derivatives; apply jax.lax.stop_gradient to the parameters "
+        "and inputs of the inner gradient, or use backend scan or plain"
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _walk(
+def _scan(
     options: KernelOptions, projected: Projected, recurrent: Recurrent, lengths: Int[Array, " b"]
-) -> Walked:
-    """Returns both directions' states, zero at padding."""
-    given = (projected, recurrent, lengths)
-    [states] = FORMS[options.device].forward(
-        *given, matmul_precision=options.matmul_precision, interpret=options.interpret, save=False
+) -> ScannedStates:
+    """Returns the states of both directions, zero at padding."""
+    arguments = (projected, recurrent, lengths)
+    [states] = KERNELS[options.device].forward(
+        *arguments,
+        matmul_precision=options.matmul_precision,
+        interpret=options.interpret,
+        save=False,
     )
     return states
 
@@ -147,10 +153,10 @@ def _save(options: KernelOptions, projected: Projected, recurrent: Recurrent, le
     return states, (states, gates, cells, recurrent, lengths)
 
 
-def _back(options: KernelOptions, residuals: Any, d_states: Walked) -> Any:
+def _back(options: KernelOptions, residuals: Any, d_states: ScannedStates) -> Any:
     states, gates, cells, recurrent, lengths = residuals
     d_projected = _backward(options, (gates, cells, recurrent, lengths, d_states))
-    # What each step read of h: the state one time before; those at padding are zero already.
+    # The h that each step read: the state of the step before. At padding it is zero already.
     none = jnp.zeros_like(states[0, :1])
     before = jnp.stack(
         [
@@ -164,4 +170,4 @@ def _back(options: KernelOptions, residuals: Any, d_states: Walked) -> Any:
     return d_projected, d_recurrent, None
 
 
-_walk.defvjp(_save, _back)
+_scan.defvjp(_save, _back)

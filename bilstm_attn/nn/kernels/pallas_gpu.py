@@ -1,10 +1,10 @@
 """The time loop of a bidirectional LSTM layer on a GPU: see `kernels.pallas`.
 
-A program of the grid is a direction and a tile of rows: it holds U in shared memory, h and c in
-registers, and stops at its tile's longest row.
+Each program of the grid runs one direction of one tile of rows. It holds U in shared memory, h and
+c in registers, and stops at the longest row of its tile.
 
 Tested in Pallas' interpreter and lowered for CUDA; never run on a GPU. jax 0.11 and later warn that
-what it is lowered by, Triton within Pallas, will go; Pallas' Mosaic GPU or jax-triton replace it.
+Pallas' Triton lowering is deprecated in favour of Mosaic GPU and jax-triton.
 """
 
 import functools
@@ -19,13 +19,13 @@ from jaxtyping import Array, Int
 from bilstm_attn.config import MatmulPrecision
 from bilstm_attn.nn.kernels.lstm_step import GATES, advance, as_operand, multiply, retreat
 
-TILE = 16  # rows of a program: the fewest that the GPU's matrix units take
-# With more, U does not fit into the shared memory of an A100 or H100, beside all else.
+TILE = 16  # rows per program: the minimum of the GPU's matrix units
+# With more hidden units, U does not fit into the shared memory of an A100 or H100.
 MOST_HIDDEN: dict[MatmulPrecision, int] = {"float32": 64, "tensorfloat32": 64, "bfloat16": 128}
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
-    """Returns how many rows and units to add."""
+    """Returns how many rows and units of padding to add."""
     return -batch % TILE, max(pl.next_power_of_2(hidden), TILE) - hidden
 
 
@@ -38,12 +38,12 @@ def forward(
     interpret: bool,
     save: bool,
 ) -> tuple[Array, ...]:
-    """Returns the states; if `save`, the gates and each step's c before it too."""
+    """Returns the states; with `save` also the gates and the cell state before each step."""
     _, steps, batch, _, hidden = projected.shape
     states = (2, steps, batch, hidden)
     results = (states, projected.shape, states) if save else (states,)
-    given = (lengths, projected, as_operand(recurrent, matmul_precision))
-    return _call(_forward_kernel, results, matmul_precision, interpret, *given)
+    arguments = (lengths, projected, as_operand(recurrent, matmul_precision))
+    return _call(_forward_kernel, results, matmul_precision, interpret, *arguments)
 
 
 def backward(
@@ -56,10 +56,10 @@ def backward(
     matmul_precision: MatmulPrecision,
     interpret: bool,
 ) -> Array:
-    """Returns the gradient of what was projected."""
+    """Returns the gradient of the projected inputs."""
     transposed = as_operand(recurrent.swapaxes(2, 3), matmul_precision)
-    given = (lengths, gates, cells, transposed, d_states)
-    [d_projected] = _call(_backward_kernel, (gates.shape,), matmul_precision, interpret, *given)
+    arguments = (lengths, gates, cells, transposed, d_states)
+    [d_projected] = _call(_backward_kernel, (gates.shape,), matmul_precision, interpret, *arguments)
     return d_projected
 
 
@@ -70,7 +70,7 @@ def _call(
     interpret: bool,
     *arguments: Array,
 ) -> tuple[Array, ...]:
-    """Returns a kernel's results, float32 arrays of these shapes, `[2 t b ... h]` the first."""
+    """Runs a kernel; returns float32 arrays of the given shapes, the first `[2 t b h]`."""
     from jax.experimental.pallas import triton  # only here, since it warns from jax 0.11 on
 
     _, _, batch, *_, hidden = results[0]
@@ -85,11 +85,11 @@ def _call(
 
 
 def _dot(left: Array, right: Array, matmul_precision: MatmulPrecision, interpret: bool) -> Array:
-    """Returns the product as `step.multiply` does, in terms that a kernel is lowered for."""
+    """Returns the matmul like `lstm_step.multiply`, in operations that Triton can lower."""
     if interpret:
         return multiply(left, right, matmul_precision)
     precision = {
-        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # but for a bit or two
+        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # float32 to 1-2 bits
         "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32,
         "bfloat16": None,
     }[matmul_precision]
@@ -98,7 +98,7 @@ def _dot(left: Array, right: Array, matmul_precision: MatmulPrecision, interpret
 
 
 def _tile(lengths_ref: Any) -> tuple[Any, Any, Array, Array]:
-    """Returns this program's direction, its rows, their lengths, and the longest of these."""
+    """Returns the direction, rows, lengths and maximum length of this program."""
     rows = pl.ds(pl.program_id(1) * TILE, TILE)
     lengths = lengths_ref[rows]
     return pl.program_id(0), rows, lengths, lengths.max()
@@ -113,32 +113,32 @@ def _forward_kernel(
     matmul_precision: MatmulPrecision,
     interpret: bool,
 ) -> None:
-    way, rows, lengths, longest = _tile(lengths_ref)
-    recurrent = [recurrent_ref[way, gate, :, :] for gate in range(GATES)]
+    direction, rows, lengths, longest = _tile(lengths_ref)
+    recurrent = [recurrent_ref[direction, gate, :, :] for gate in range(GATES)]
 
     def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, c = carry
-        t = jnp.where(way == 0, count, longest - 1 - count)
+        t = jnp.where(direction == 0, count, longest - 1 - count)
         read = [
-            projected_ref[way, t, rows, gate, :]
+            projected_ref[direction, t, rows, gate, :]
             + _dot(h, recurrent[gate], matmul_precision, interpret)
             for gate in range(GATES)
         ]
         gates, cell, state = advance(tuple(read), c)
         own = (t < lengths)[:, None]
-        states_ref[way, t, rows, :] = jnp.where(own, state, 0)
-        if saved_refs:  # for the derivative
+        states_ref[direction, t, rows, :] = jnp.where(own, state, 0)
+        if saved_refs:  # for the backward pass
             gates_ref, cells_ref = saved_refs
             for gate, value in enumerate(gates):
-                gates_ref[way, t, rows, gate, :] = value
-            cells_ref[way, t, rows, :] = c
+                gates_ref[direction, t, rows, gate, :] = value
+            cells_ref[direction, t, rows, :] = c
         return jnp.where(own, state, h), jnp.where(own, cell, c)
 
     zero = jnp.zeros((TILE, states_ref.shape[-1]), jnp.float32)
     lax.fori_loop(0, longest, step, (zero, zero))
 
     def fill(t: Any, carry: None) -> None:
-        states_ref[way, t, rows, :] = zero
+        states_ref[direction, t, rows, :] = zero
 
     lax.fori_loop(longest, states_ref.shape[1], fill, None)
 
@@ -154,20 +154,20 @@ def _backward_kernel(
     matmul_precision: MatmulPrecision,
     interpret: bool,
 ) -> None:
-    way, rows, lengths, longest = _tile(lengths_ref)
-    transposed = [transposed_ref[way, gate, :, :] for gate in range(GATES)]
+    direction, rows, lengths, longest = _tile(lengths_ref)
+    transposed = [transposed_ref[direction, gate, :, :] for gate in range(GATES)]
 
     def step(count: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_h, d_c = carry
-        t = jnp.where(way == 0, longest - 1 - count, count)
-        gates = [gates_ref[way, t, rows, gate, :] for gate in range(GATES)]
-        d_state = d_h + d_states_ref[way, t, rows, :]
-        d_gates, d_before = retreat(tuple(gates), cells_ref[way, t, rows, :], d_state, d_c)
+        t = jnp.where(direction == 0, longest - 1 - count, count)
+        gates = [gates_ref[direction, t, rows, gate, :] for gate in range(GATES)]
+        d_state = d_h + d_states_ref[direction, t, rows, :]
+        d_gates, d_before = retreat(tuple(gates), cells_ref[direction, t, rows, :], d_state, d_c)
         own = (t < lengths)[:, None]
         before_h = jnp.zeros_like(d_h)
         for gate, value in enumerate(d_gates):
             value = jnp.where(own, value, 0)
-            d_projected_ref[way, t, rows, gate, :] = value
+            d_projected_ref[direction, t, rows, gate, :] = value
             before_h += _dot(value, transposed[gate], matmul_precision, interpret)
         return jnp.where(own, before_h, d_h), jnp.where(own, d_before, d_c)
 
@@ -176,6 +176,6 @@ def _backward_kernel(
 
     def fill(t: Any, carry: None) -> None:
         for gate in range(GATES):
-            d_projected_ref[way, t, rows, gate, :] = zero
+            d_projected_ref[direction, t, rows, gate, :] = zero
 
     lax.fori_loop(longest, d_states_ref.shape[1], fill, None)

@@ -1,8 +1,8 @@
 """The time loop of a bidirectional LSTM layer on a TPU: see `kernels.pallas`.
 
-A program of the grid is a direction, a tile of rows and a chunk of times. Chunks come one after
-the other, in the direction's order, and hand on h and c in scratch memory; the next chunk is
-fetched meanwhile. A chunk beyond its tile's longest row is zeros, without a step.
+Each program of the grid runs one direction of one tile of rows over one chunk of time steps. Chunks
+run sequentially in scan order and pass on h and c in scratch memory, while the next chunk is being
+fetched. A chunk beyond the longest row of its tile is filled with zeros, without running a step.
 
 Tested in Pallas' interpreter and lowered for a TPU; never run on one.
 """
@@ -20,19 +20,19 @@ from jaxtyping import Array, Int
 from bilstm_attn.config import MatmulPrecision
 from bilstm_attn.nn.kernels.lstm_step import GATES, advance, as_operand, multiply, retreat
 
-LANES = 128  # units are padded to a multiple of it
-SUBLANES = 8  # and rows of this
-MOST_ROWS = 128  # of a tile
-MOST_STEPS = 8  # of a chunk
-CHUNK = 2**18  # numbers in a chunk's gates: 1 MiB; two chunks are held of all that is over time
+LANES = 128  # units are padded to a multiple of this
+SUBLANES = 8  # rows are padded to a multiple of this
+MOST_ROWS = 128  # per tile
+MOST_STEPS = 8  # per chunk
+CHUNK = 2**18  # gate values per chunk: 1 MiB; every array over time holds two chunks
 MOST_HIDDEN: dict[MatmulPrecision, int] = {
     "float32": 256,
     "bfloat16": 512,
-}  # U has to fit beside them
+}  # U has to fit next to the chunks
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
-    """Returns how many rows and units to add."""
+    """Returns how many rows and units of padding to add."""
     return -batch % _rows_of_tile(batch), -hidden % LANES
 
 
@@ -45,7 +45,7 @@ def forward(
     interpret: bool,
     save: bool,
 ) -> tuple[Array, ...]:
-    """Returns the states; if `save`, the gates and each step's c before it too."""
+    """Returns the states; with `save` also the gates and the cell state before each step."""
     _, steps, batch, _, hidden = projected.shape
     matrix = recurrent.transpose(0, 2, 1, 3).reshape(2, hidden, GATES * hidden)
     wide, narrow = (2, steps, batch, GATES * hidden), (2, steps, batch, hidden)
@@ -55,7 +55,7 @@ def forward(
         (as_operand(matrix, matmul_precision), projected.reshape(wide)),
         (narrow, wide, narrow) if save else (narrow,),
         interpret,
-        walks_back=False,
+        reverse=False,
     )
     if not save:
         return (states,)
@@ -73,7 +73,7 @@ def backward(
     matmul_precision: MatmulPrecision,
     interpret: bool,
 ) -> Array:
-    """Returns the gradient of what was projected."""
+    """Returns the gradient of the projected inputs."""
     _, steps, batch, _, hidden = gates.shape
     wide = (2, steps, batch, GATES * hidden)
     transposed = recurrent.swapaxes(2, 3).reshape(2, GATES * hidden, hidden)
@@ -83,7 +83,7 @@ def backward(
         (as_operand(transposed, matmul_precision), gates.reshape(wide), cells, d_states),
         (wide,),
         interpret,
-        walks_back=True,
+        reverse=True,
     )
     return d_projected.reshape(gates.shape)
 
@@ -99,9 +99,9 @@ def _call(
     results: tuple[tuple[int, ...], ...],
     interpret: bool,
     *,
-    walks_back: bool,
+    reverse: bool,
 ) -> tuple[Array, ...]:
-    """Runs a kernel: a matrix for each direction, and arrays `[2 t b ...]`, to such arrays."""
+    """Runs a kernel on a matrix per direction and arrays `[2 t b ...]`; returns such arrays."""
     matrix, *over_time = arguments
     _, steps, batch, _ = results[0]
     hidden = min(matrix.shape[1:])
@@ -110,17 +110,17 @@ def _call(
     chunks, more = -(-steps // chunk), -steps % chunk
 
     def block(width: int) -> pl.BlockSpec:
-        def at(way: Any, tile: Any, count: Any) -> tuple[Any, ...]:
-            return way, _place(way, count, chunks, walks_back), tile, 0
+        def at(direction: Any, tile: Any, count: Any) -> tuple[Any, ...]:
+            return direction, _scan_position(direction, count, chunks, reverse), tile, 0
 
         return pl.BlockSpec((1, chunk, rows, width), at)
 
     found = pl.pallas_call(
-        functools.partial(kernel, chunks=chunks, walks_back=walks_back),
+        functools.partial(kernel, chunks=chunks, reverse=reverse),
         grid=(2, batch // rows, chunks),
         in_specs=[
-            pl.BlockSpec((rows, 1), lambda way, tile, count: (tile, 0)),
-            pl.BlockSpec((1, *matrix.shape[1:]), lambda way, tile, count: (way, 0, 0)),
+            pl.BlockSpec((rows, 1), lambda direction, tile, count: (tile, 0)),
+            pl.BlockSpec((1, *matrix.shape[1:]), lambda direction, tile, count: (direction, 0, 0)),
             *(block(each.shape[-1]) for each in over_time),
         ],
         out_specs=[block(shape[-1]) for shape in results],
@@ -140,23 +140,23 @@ def _call(
     return tuple(each[:, :steps] for each in found)
 
 
-def _place(way: Any, count: Any, positions: int, walks_back: bool) -> Any:
-    """Returns which of `positions` along time is visited after `count` others."""
-    return jnp.where((way == 0) != walks_back, count, positions - 1 - count)
+def _scan_position(direction: Any, count: Any, positions: int, reverse: bool) -> Any:
+    """Returns the index, out of `positions` along time, that the scan visits at step `count`."""
+    return jnp.where((direction == 0) != reverse, count, positions - 1 - count)
 
 
-def _walk_chunk(
+def _run_chunk(
     step: Any,
     result: Any,
     carries: tuple[Any, Any],
     lengths: Any,
     chunks: int,
-    walks_back: bool,
+    reverse: bool,
 ) -> None:
-    """Runs `step(k, t)` over this program's times, or fills its `result` with zeros."""
-    way, count = pl.program_id(0), pl.program_id(2)
+    """Runs `step(k, t)` over the time steps of this program, or fills `result` with zeros."""
+    direction, count = pl.program_id(0), pl.program_id(2)
     steps = result.shape[1]
-    first, longest = _place(way, count, chunks, walks_back) * steps, lengths[...].max()
+    first, longest = _scan_position(direction, count, chunks, reverse) * steps, lengths[...].max()
 
     @pl.when(count == 0)
     def _() -> None:
@@ -166,7 +166,7 @@ def _walk_chunk(
     @pl.when(first < longest)
     def _() -> None:
         def take(count: Any, nothing: None) -> None:
-            k = _place(way, count, steps, walks_back)
+            k = _scan_position(direction, count, steps, reverse)
             step(k, first + k)
 
         lax.fori_loop(0, steps, take, None)
@@ -177,7 +177,7 @@ def _walk_chunk(
 
 
 def _parts(gates: Array) -> Any:
-    """Returns the four gates side by side in `gates`."""
+    """Splits the concatenated `gates` into the four of them."""
     return tuple(jnp.split(gates, GATES, axis=-1))
 
 
@@ -189,7 +189,7 @@ def _forward_kernel(
     *saved_and_carries: Any,
     matmul_precision: MatmulPrecision,
     chunks: int,
-    walks_back: bool,
+    reverse: bool,
 ) -> None:
     *saved_refs, h_ref, c_ref = saved_and_carries
     lengths = jnp.broadcast_to(lengths_ref[...], h_ref.shape)
@@ -201,12 +201,12 @@ def _forward_kernel(
         own = t < lengths
         h_ref[...], c_ref[...] = jnp.where(own, state, h), jnp.where(own, cell, c)
         states_ref[0, k] = jnp.where(own, state, 0)
-        if saved_refs:  # for the derivative
+        if saved_refs:  # for the backward pass
             gates_ref, cells_ref = saved_refs
             gates_ref[0, k] = jnp.concatenate(gates, axis=-1)
             cells_ref[0, k] = c
 
-    _walk_chunk(step, states_ref, (h_ref, c_ref), lengths_ref, chunks, walks_back)
+    _run_chunk(step, states_ref, (h_ref, c_ref), lengths_ref, chunks, reverse)
 
 
 def _backward_kernel(
@@ -221,7 +221,7 @@ def _backward_kernel(
     *,
     matmul_precision: MatmulPrecision,
     chunks: int,
-    walks_back: bool,
+    reverse: bool,
 ) -> None:
     lengths = jnp.broadcast_to(lengths_ref[...], d_h_ref.shape)
 
@@ -235,4 +235,4 @@ def _backward_kernel(
         d_h_ref[...] = jnp.where(own, multiply(d_gates, transposed_ref[0], matmul_precision), d_h)
         d_c_ref[...] = jnp.where(own, d_before, d_c)
 
-    _walk_chunk(step, d_projected_ref, (d_h_ref, d_c_ref), lengths_ref, chunks, walks_back)
+    _run_chunk(step, d_projected_ref, (d_h_ref, d_c_ref), lengths_ref, chunks, reverse)

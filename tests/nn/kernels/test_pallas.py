@@ -1,4 +1,4 @@
-"""The kernels for GPUs and TPUs, in Pallas' interpreter: the scan's values and gradients."""
+"""The kernels for GPUs and TPUs, in Pallas' interpreter, compared with the scan."""
 
 import contextlib
 from functools import partial
@@ -14,6 +14,7 @@ from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.encoder import Bidirectional
 from bilstm_attn.nn.kernels import pallas, pallas_tpu
+from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 
 pytestmark = pytest.mark.slow
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=["gpu", "tpu"])
 def device(request, monkeypatch):
-    """Runs that device's kernel, the TPU's in tiles and chunks that small cases have several of."""
+    """Selects a device's kernel, with TPU tiles and chunks so small that cases have several."""
     monkeypatch.setattr(pallas_tpu, "MOST_ROWS", 8)
     monkeypatch.setattr(pallas_tpu, "MOST_STEPS", 2)
-    way = partial(pallas.KernelOptions, request.param, interpret=True)
-    monkeypatch.setattr(pallas, "here", way)
+    options = partial(pallas.KernelOptions, request.param, interpret=True)
+    monkeypatch.setattr(pallas, "here", options)
     return request.param
 
 
@@ -62,7 +63,7 @@ def value_and_gradients(run, params, inputs, lengths, keys):
     ("hidden", "rows", "inputs_size", "steps", "noisy"),
     [(3, 5, 4, 6, True), (16, 16, 3, 1, False), (20, 33, 7, 5, True)],
 )
-def test_values_and_gradients_are_the_scans(hidden, rows, inputs_size, steps, noisy, device):
+def test_values_and_gradients_match_the_scan(hidden, rows, inputs_size, steps, noisy, device):
     inputs, lengths, keys = given(steps, rows, inputs_size)
     found, expected = (
         value_and_gradients(run, params, inputs, lengths, keys)
@@ -79,9 +80,9 @@ def test_padding_is_zero_and_is_never_read(device):
     inputs, lengths, keys = given(6, 5, 4)
     padding = np.arange(6)[:, None] >= np.asarray(lengths)
     params, run = layer_of("pallas", 3, 4)
-    (_, (states, _)), (_, of_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
+    (_, (states, _)), (_, d_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
     assert (np.asarray(states)[padding] == 0).all()
-    assert (np.asarray(of_inputs)[padding] == 0).all()
+    assert (np.asarray(d_inputs)[padding] == 0).all()
     too_long = jnp.where(lengths == lengths.max(), 9, lengths)  # beyond the inputs' end
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -96,7 +97,7 @@ def test_padding_is_zero_and_is_never_read(device):
     )
 
 
-def test_bfloat16_products_are_within_their_rounding_of_float32(device):
+def test_bfloat16_matmuls_are_within_rounding_of_float32(device):
     inputs, lengths, keys = given(6, 5, 4)
     exact, rounded = (
         value_and_gradients(run, params, inputs, lengths, keys)
@@ -109,11 +110,11 @@ def test_bfloat16_products_are_within_their_rounding_of_float32(device):
         float(np.abs(one - other).max() / np.abs(one).max())
         for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
     ]
-    assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds what it reads
+    assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds its operands
 
 
 @pytest.mark.slow
-def test_it_stands_in_vmap_over_seeds_and_in_checkpoint(device):
+def test_vmap_over_seeds_and_jax_checkpoint_change_no_result(device):
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
     seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
@@ -129,7 +130,7 @@ def test_it_stands_in_vmap_over_seeds_and_in_checkpoint(device):
 
 
 def lowered(device, matmul_precision, hidden):
-    """Returns the text of a layer's gradient, lowered for a device that is not here."""
+    """Returns the text of a layer's gradient, lowered for a device that may be absent."""
     shapes = ((50, 32, 8), (32,), (2, 8 + hidden, 4 * hidden), (2, 4 * hidden), (2, 32, 8))
     dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
     arrays = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
@@ -148,25 +149,25 @@ def lowered(device, matmul_precision, hidden):
 @pytest.mark.parametrize(
     ("matmul_precision", "hidden"), [("float32", 64), ("tensorfloat32", 64), ("bfloat16", 128)]
 )
-def test_it_is_lowered_for_cuda(matmul_precision, hidden):
+def test_kernel_lowers_for_cuda(matmul_precision, hidden):
     text = lowered("gpu", matmul_precision, hidden)
     assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
 
 
 @pytest.mark.parametrize(("matmul_precision", "hidden"), [("float32", 64), ("bfloat16", 512)])
-def test_it_is_lowered_for_tpu(matmul_precision, hidden):
+def test_kernel_lowers_for_tpu(matmul_precision, hidden):
     assert (
         lowered("tpu", matmul_precision, hidden).count("tpu_custom_call") == 2
     )  # forward and backward
 
 
-def test_several_batches_at_once_are_lowered_for_tpu():
+def test_vmap_over_batches_lowers_for_tpu():
     shapes = ((3, 9, 8, 4), (3, 8), (3, 68, 256), (3, 2, 256))
-    way = pallas.KernelOptions("tpu")
+    options = pallas.KernelOptions("tpu")
 
     def run(inputs, lengths, kernel, biases):
         kernels = jnp.stack([kernel, kernel])
-        return pallas.lstm(inputs, lengths, kernels, biases, jnp.zeros(0), way)[0]
+        return pallas.lstm(inputs, lengths, kernels, biases, jnp.zeros(0), options)[0]
 
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     arrays[1] = jax.ShapeDtypeStruct(shapes[1], jnp.int32)
@@ -179,7 +180,7 @@ def test_a_tpu_has_no_tensorfloat32():
 
 
 def on_an_abstract_gpu():
-    """From jax 0.11 on, what is lowered for a GPU that is not there must name one."""
+    """From jax 0.11 on, lowering for an absent GPU needs an abstract device."""
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
     device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
@@ -187,35 +188,34 @@ def on_an_abstract_gpu():
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def test_derivatives_it_has_not_are_errors_that_name_who_has_them():
+def test_second_derivatives_and_forward_mode_are_refused():
     inputs, lengths, keys = given(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
     forward = partial(jax.jvp, lambda params: run(params, inputs, lengths, keys)[1])
     says = "backend pallas has no forward mode; use backend plain"
     assert error_of(forward, (params,), (params,)) == says
     gradient = jax.grad(lambda inputs: run(params, inputs, lengths, keys)[1].sum())
-    says = "backend pallas has no second derivatives; use backend scan or plain"
-    assert error_of(jax.jvp, gradient, (inputs,), (inputs,)) == says
+    says = "backend pallas has no second derivatives; apply jax.lax.stop_gradient"
+    assert error_of(jax.jvp, gradient, (inputs,), (inputs,)).startswith(says)
 
 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
         ({"cell": "gru"}, "it runs no cell 'gru'"),
-        ({"remat": True}, "it keeps its gates"),
-        ({"hidden_size": 65}, "it holds at most 64 hidden units with products in float32"),
+        ({"remat": True}, "it has no rematerialisation (model.remat)"),
+        ({"hidden_size": 65}, "it holds at most 64 hidden units with matmuls in float32"),
         (
             {"hidden_size": 129, "matmul_precision": "bfloat16"},
-            "it holds at most 128 hidden units with products in bfloat16",
+            "it holds at most 128 hidden units with matmuls in bfloat16",
         ),
     ],
 )
-def test_model_it_does_not_run_is_an_error(model, why):
-    layer = partial(Bidirectional, 4, ModelConfig(**model), "pallas", name="test")
+def test_unsupported_model_is_an_error(model, why):
     says = f"backend pallas cannot run this model: {why}; use backend scan"
-    assert error_of(layer, rngs=nnx.Rngs(0)) == says
+    assert error_of(Model, ModelConfig(**model), 5, "pallas") == says
 
 
-def test_on_a_cpu_it_is_an_error_to_ask_for_it():
+def test_pallas_on_a_cpu_is_an_error():
     says = "no pallas kernel (it is for gpu or tpu, not cpu); or give --backend scan"
     assert error_of(choose_backend, "pallas", Config(), Console()) == says
