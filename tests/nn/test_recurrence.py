@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cells import HIDDEN, INPUTS, LENGTHS, SHARDED, STEPS, make_cell, random_inputs, run
+from test_cells import HIDDEN, INPUTS, LENGTHS, ROWS, STEPS, make_cell, random_inputs, run
 from tiny_run import error_of
 
 from bilstm_attn.nn.cells import CELLS
@@ -22,7 +22,7 @@ def test_more_padding_changes_no_bit(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
     states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
-    longer = np.concatenate([inputs, np.full((3, SHARDED, INPUTS), 9, np.float32)])
+    longer = np.concatenate([inputs, np.full((3, ROWS, INPUTS), 9, np.float32)])
     padded_states, padded_last = run(graph, params, longer, LENGTHS, reverse=reverse)
     np.testing.assert_array_equal(padded_states[:STEPS], states)
     np.testing.assert_array_equal(padded_states[STEPS:], 0)
@@ -75,7 +75,7 @@ def test_reversing_the_examples_swaps_the_directions(name):
 def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
-    noise = np.random.default_rng(3).normal(size=(SHARDED, INPUTS)).astype(np.float32)
+    noise = np.random.default_rng(3).normal(size=(ROWS, INPUTS)).astype(np.float32)
     given = run(graph, params, inputs, LENGTHS, reverse=reverse, noise=jnp.asarray(noise))
     scaled = run(graph, params, inputs * noise[None], LENGTHS, reverse=reverse)
     jax.tree.map(np.testing.assert_array_equal, given, scaled)
@@ -86,7 +86,7 @@ def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
 def test_scan_gradient_matches_jax(name, reverse, noisy):
     graph, params = make_cell(name)
     numbers = np.random.default_rng(4)
-    noise = jnp.asarray(numbers.normal(size=(SHARDED, INPUTS)), jnp.float32) if noisy else None
+    noise = jnp.asarray(numbers.normal(size=(ROWS, INPUTS)), jnp.float32) if noisy else None
 
     def loss(backend, params, inputs, noise):
         given = {"reverse": reverse, "noise": noise, "backend": backend}
@@ -132,7 +132,7 @@ def test_remat_does_not_store_the_gates():
         )
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert kept(False) - kept(True) == STEPS * SHARDED * 4 * HIDDEN
+    assert kept(False) - kept(True) == STEPS * ROWS * 4 * HIDDEN
 
 
 @cells_and_ways
