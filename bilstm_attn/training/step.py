@@ -119,12 +119,13 @@ def make_gradient(
             lambda zero: jnp.zeros(_axes(seeds), zero.dtype), objective.zero_terms()
         )
         total = (jax.tree.map(jnp.zeros_like, params), zeros)
+        in_conditions = on_cpu and not _has_convolution(gradient, params, *parts[0], scales)
         for group, keys_of_group in reversed(parts):
             arguments = (total, params, group, keys_of_group, scales)
-            if on_cpu:  # where only a condition keeps the groups' temporaries apart
+            if in_conditions:  # on a CPU nothing else keeps the groups' temporaries apart
                 any_example = (group.weight != 0).any()
                 total = lax.cond(any_example, add, lambda total, *_: total, *arguments)
-            else:  # where a condition would make the host wait
+            else:  # elsewhere a condition would make the host wait
                 total, params = lax.optimization_barrier((add(*arguments), params))
         return lax.psum(total, AXIS)
 
@@ -132,6 +133,11 @@ def make_gradient(
 
 
 Scales = dict[str, Array]
+
+
+def _has_convolution(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns whether a function convolves, which XLA:CPU does slowly inside a condition."""
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
 
 
 def _require_terms(objective: Objective) -> list[str]:
