@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
     tokens: Int[Array, "b t"]
     length: Int[Array, " b"]
-    label: Int[Array, " b"]  # 1 positive, 0 negative, -1 unlabelled
+    label: Int[Array, " b"]  # index into Task.label_names; -1 unlabelled
     weight: Float[Array, " b"]
     extras: Any = ()  # per-example arrays `[b ...]` for the objective, e.g. a teacher's logits
 
