@@ -1,7 +1,7 @@
 """The training loop, of one seed or of several in one program."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -48,11 +48,16 @@ def train(
     console: Console,
     log_every_steps: int = 10,
     until_step: int | None = None,
+    on_epoch: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> None:
     """Trains to the last epoch of the config, from the newest checkpoints if there are any.
 
     Stops after `until_step` if given, without saving. With several seeds, whose configs differ in
     nothing else, all are trained in one program; each matches its single-seed run up to rounding.
+
+    `on_epoch` is called with a copy of the record of each epoch trained, after its checkpoint is
+    handed over for saving. It may raise to stop early, as a tuner does to prune a trial; the
+    exception is passed on, and the run can be resumed.
 
     Raises:
       UserError: the loss is not finite, or a run cannot be written. Earlier checkpoints are intact.
@@ -142,6 +147,8 @@ def train(
             for replica in replicas:
                 prefix = f"seed {replica.config.seed}  " if len(replicas) > 1 else ""
                 console.epoch(replica.epochs[-1], config.train.eval_split, prefix)
+            for replica in replicas:
+                on_epoch(dict(replica.epochs[-1]))
             if epoch + 1 < config.train.epochs and (stop := _stop_signal(stops)):
                 raise Interrupted(step, stop)
 

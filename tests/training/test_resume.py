@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_run import error_of, flip, full_disk, tiny_run, train
 
 from bilstm_attn.inference.exported import load_model
 from bilstm_attn.runtime.files import tree_sha256
-from bilstm_attn.training import checkpoint, loop, seed_replica
+from bilstm_attn.training import checkpoint, commands, loop, seed_replica
 from bilstm_attn.training.run_dir import RunDir
 
 # Interrupted and continued
@@ -80,6 +81,27 @@ def test_interrupted_run_continues_to_the_same_bits(
     assert out.endswith("--resume\n")
     assert train(empty, "--name", "tiny", "--resume") == 0
     assert f"resuming at step {step}" in capsys.readouterr().out
+    same_but_for_time(tiny_run(empty), tiny_run(done))
+
+
+class Pruned(Exception):
+    """Raised by a tuner."""
+
+
+def test_a_run_stopped_by_on_epoch_resumes_to_the_same_bits(done, empty, monkeypatch):
+    records = []
+
+    def prune(record):
+        records.append(record)
+        raise Pruned
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "train", partial(commands.train, on_epoch=prune))
+        with pytest.raises(Pruned):
+            train(empty, "--name", "tiny")
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, 6)]
+    assert "validation_accuracy" in records[0]
+    assert train(empty, "--name", "tiny", "--resume") == 0
     same_but_for_time(tiny_run(empty), tiny_run(done))
 
 
