@@ -40,7 +40,7 @@ from bilstm_attn.training import commands as session
         (["--devices", "8", "--data.batch-size", "16"], "must be at most the 4 of cpu, got 8"),
         (["--devices", "0"], "--devices must be above 0 and divide each group of 4"),
         (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
-        (["--data.validation-examples", "60"], "movie_reviews has 60 training reviews"),
+        (["--data.validation-examples", "60"], "movie_reviews has 60 training examples"),
         (
             ["--train.eval-split", "test", "--data.validation-examples", "0"],
             "unknown split of movie_reviews 'test'; choose train, validation",
