@@ -95,7 +95,7 @@ def test_process_that_is_ended_says_what_to_do():
 
 def answer_of(coordinator: str, monkeypatch, process_id: int = 1) -> str:
     monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
-    return error_of(cluster.join, coordinator, 3, process_id)
+    return error_of(cluster.join_processes, coordinator, 3, process_id)
 
 
 def test_address_that_no_one_answers_is_an_error_in_time(monkeypatch):
@@ -171,6 +171,6 @@ def test_no_cluster_to_be_found_is_an_error(monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    says = error_of(cluster.join, None, None, None)
+    says = error_of(cluster.join_processes, None, None, None)
     assert "the processes did not come together (coordinator_address should be defined.)" in says
     assert "give --coordinator HOST:PORT, --processes N and --process-id" in says
