@@ -211,7 +211,7 @@ def test_full_disk_while_saving_keeps_the_checkpoint_before(done, empty, monkeyp
         message = error_of(train, empty, "--name", "tiny")
     run = tiny_run(empty)
     assert message.startswith(f"cannot save {run.checkpoints / '12'}: ")
-    assert "what was saved before is whole: free some space, then run again" in message
+    assert "everything saved earlier is intact: free some space, then run again" in message
     assert train(empty, "--name", "tiny", "--resume") == 0
     assert run.records()[0] == tiny_run(done).records()[0]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["12", "6"]

@@ -15,7 +15,6 @@ from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.encoder import Bidirectional
 from bilstm_attn.nn.kernels import pallas, pallas_tpu
 from bilstm_attn.nn.model import Model
-from bilstm_attn.runtime.console import Console
 
 pytestmark = pytest.mark.slow
 
@@ -218,4 +217,4 @@ def test_unsupported_model_is_an_error(model, why):
 
 def test_pallas_on_a_cpu_is_an_error():
     says = "no pallas kernel (it is for gpu or tpu, not cpu); or give --backend scan"
-    assert error_of(choose_backend, "pallas", Config(), Console()) == says
+    assert error_of(choose_backend, "pallas", Config(), print) == says
