@@ -1,8 +1,9 @@
 """A few training steps of the tiny data set against stored values.
 
 The stored values are those of the code before the package was moved into layered folders. They are
-compared to a relative 1e-4: float32 sums in another order (another machine, another version of XLA)
-differ by about 1e-6 after one step, and Adam's first steps divide by gradients that are as small.
+compared to a relative 1e-4, since another machine or version of XLA sums float32 in another order.
+A bias starts at 0, so its norm is only a sum of Adam's updates, which divide rounding errors by
+gradients as small: between jax 0.10 and 0.12 the attention's differs by 1e-6; 1e-5 is allowed.
 
 Update `golden_steps.jsonl` only in a commit that changes the numbers of a training on purpose, and
 name the reason there. This prints the new lines of the file:
@@ -54,4 +55,4 @@ def test_training_steps_match_the_stored_values(empty, name):
     lines = GOLDEN.read_text().splitlines()
     stored = {key: values for line in lines for key, values in json.loads(line).items()}[name]
     assert values["losses"] == pytest.approx(stored["losses"], rel=1e-4)
-    assert values["norms"] == pytest.approx(stored["norms"], rel=1e-4)
+    assert values["norms"] == pytest.approx(stored["norms"], rel=1e-4, abs=1e-5)
