@@ -47,6 +47,20 @@ def test_every_file_of_the_package_is_on_the_map():
     assert named <= files
 
 
+def test_ci_extracts_the_commands_of_readme():
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "blocks.py", ROOT / "README.md"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert "pip install -e '.[test]' && pytest" in lines
+    assert [line.split()[1] for line in lines if line.startswith("python ")] == [
+        f"scripts/{name}.py" for name in ("evaluate", "predict", "explain", "report")
+    ]
+
+
 def test_readme_code_runs(tmp_path):
     code = "\n".join(text for _, text in python_blocks(ROOT / "README.md"))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
