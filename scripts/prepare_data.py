@@ -1,44 +1,7 @@
 """Tokenises a data set once: `python scripts/prepare_data.py [--archive aclImdb_v1.tar.gz]`."""
 
-import dataclasses
-from typing import Annotated
-
-from tyro.conf import arg
-
-from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
-from bilstm_attn.runtime.cli import PluginNames, parse, run_script
-from bilstm_attn.runtime.console import Console
-from bilstm_attn.runtime.plugins import load_plugins
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """The command line."""
-
-    dataset: str = "imdb"
-    """imdb (train, test, unlabelled) or movie_reviews (train only)."""
-    plugin: PluginNames = ()
-    """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
-    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
-        default_factory=DataLocations
-    )
-
-
-def main(arguments: list[str]) -> int:
-    """Prepares; returns the exit status."""
-    parsed = parse(
-        Arguments,
-        arguments,
-        program="scripts/prepare_data.py",
-        description="Finds or downloads the reviews, tokenises them once and keeps the tokens. "
-        "The folder it prints is all that training needs, and can be copied to another machine.",
-    )
-    load_plugins(parsed.plugin)
-    tokens = prepare_tokens(parsed.dataset, parsed.locations, Console())
-    for split, reviews in tokens.meta["splits"].items():
-        print(f"{split:10} {reviews:7,} reviews")
-    return 0
-
+from bilstm_attn.command_line.prepare_data_cli import main
+from bilstm_attn.runtime.cli import run_script
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,35 +1,7 @@
 """Makes a table of runs: `python scripts/report.py runs/tutorial [runs/best ...]`."""
 
-import dataclasses
-from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import Positional, arg
-
-from bilstm_attn.runtime.cli import parse, run_script
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """The command line."""
-
-    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="FOLDER ...")]
-    """Folders that hold runs, at any depth."""
-
-
-def main(arguments: list[str]) -> int:
-    """Prints the table; returns the exit status."""
-    parsed = parse(
-        Arguments,
-        arguments,
-        program="scripts/report.py",
-        description="Prints a Markdown table of runs: mean and standard deviation over seeds.",
-    )
-    from bilstm_attn.training.run_table import summarise
-
-    print(summarise(parsed.folders))
-    return 0
-
+from bilstm_attn.command_line.report_cli import main
+from bilstm_attn.runtime.cli import run_script
 
 if __name__ == "__main__":
     run_script(main)

@@ -23,6 +23,7 @@ LAYERS = [
     "baselines",
     "benchmark",
     "interface",
+    "command_line",
 ]
 INTERFACE = {"testing"}  # files at the top that may import everything
 # The only files that may import each library, as paths below the package.
@@ -35,7 +36,8 @@ LIBRARIES = {
     "matplotlib": {"training/run_table", "explain/image", f"{STUDY}/figures"},
     "sklearn": {"baselines/linear"},
     "scipy": {"baselines/linear", "explain/agreement"},
-    "tyro": {"runtime/cli"},
+    "tyro": {"runtime/cli"}
+    | {f"command_line/{path.stem}" for path in (PACKAGE / "command_line").glob("*_cli.py")},
     "markdown_it": {f"{STUDY}/report"},
     "optax": {
         "nn/tasks",

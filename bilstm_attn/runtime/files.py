@@ -95,6 +95,14 @@ def default_cache_dir() -> Path:
         raise UserError("there is no home folder to keep caches in; set XDG_CACHE_HOME") from None
 
 
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: `configs` of a checkout, or the copy in the wheel."""
+    package = Path(__file__).parent.parent
+    checkout = package.parent
+    is_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir()
+    return checkout / "configs" if is_checkout else package / "recipes"
+
+
 def decode_utf8(data: bytes, origin: str) -> str:
     """Returns `data` as text; `origin` names it in the error.
 
