@@ -78,6 +78,7 @@ def tables():
         table.update(entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("title", "flags"),
     [

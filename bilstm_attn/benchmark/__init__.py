@@ -1,1 +1,1 @@
-"""Ours beside what a user would otherwise pick, at the same work."""
+"""Speed comparison with Flax, Keras and PyTorch implementations of the same model."""

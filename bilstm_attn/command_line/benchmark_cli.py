@@ -1,4 +1,4 @@
-"""Times ours beside other implementations: `python scripts/benchmark.py [--quick]`."""
+"""Times our implementation and others: `python scripts/benchmark.py [--quick]`."""
 
 import dataclasses
 import itertools
@@ -63,7 +63,7 @@ def main(arguments: list[str], program: str = "scripts/benchmark.py") -> int:
         program=program,
         description="Times training and inference on real reviews: ours and others', each in a "
         "process of its own, interleaved, with the same memory settings, and each one's largest "
-        "error against a float64 loop beside its time.",
+        "error against a float64 loop.",
     )
     load_plugins(parsed.plugin)
     require(parsed.rounds > 0, f"--rounds must be above 0, got {parsed.rounds}")

@@ -24,23 +24,23 @@ class Arguments:
     """The command line."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run's folder, or its model.safetensors alone."""
+    """A run folder, or an exported model.safetensors."""
     text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None
-    """A review. Without it, and without --file, reviews come from standard input, one a line."""
+    """A text. Without it, and without --file, texts come from standard input, one per line."""
     file: Path | None = None
-    """A file of reviews, one a line."""
+    """A file of texts, one per line."""
     plugin: PluginNames = ()
     """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
     top: int = 5
-    """How many of the words with most attention to list."""
+    """Number of words of greatest attention to list."""
 
 
 def show_prediction(prediction, top: int) -> None:
     """Prints one prediction, its words shaded from the least to the most attention."""
     console = Console(highlight=False)
-    colour = "green" if prediction.label == "positive" else "red"
+    colour = "green" if prediction.label == prediction.last_label else "red"
     line = Text.assemble((prediction.label, f"bold {colour}"))
-    console.print(line + f"  probability of positive {prediction.probability:.4f}")
+    console.print(line + f"  probability of {prediction.last_label} {prediction.probability:.4f}")
     if prediction.read < prediction.given:
         console.print(f"only the last {prediction.read} of {prediction.given} words are read")
     listed = prediction.top(top)
@@ -50,7 +50,7 @@ def show_prediction(prediction, top: int) -> None:
     console.print("most attention  " + ", ".join(words), markup=False)
     least = min(word.weight for word in prediction.words)
     spans = [(word.start, word.stop) for word in prediction.words]
-    # From the least, so that attention that is nearly even still shows where it is not.
+    # Scaled from the minimum, so that near-uniform attention still shows contrast.
     weights = [word.weight - least for word in prediction.words]
     shaded = shade_words(prediction.text, spans, weights, signed=False)
     if console.color_system:
@@ -63,7 +63,7 @@ def main(arguments: list[str], program: str = "scripts/predict.py") -> int:
         Arguments,
         arguments,
         program=program,
-        description="Asks a run about a review, or about a file of them: JSON lines out.",
+        description="Predicts the label of a text, or of each line of a file as JSON lines.",
     )
     load_plugins(parsed.plugin)
     require(parsed.top > 0, f"--top must be above 0, got {parsed.top}")

@@ -14,8 +14,8 @@ from bilstm_attn.config import DataConfig
 from bilstm_attn.data.batches import BatchPlan, plan_by_length, read_batch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.errors import UserError
-from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
+from bilstm_attn.nn.tasks import Task
 from bilstm_attn.runtime.devices import REPLICATED, SHARDED, process_part, shard_rows
 from bilstm_attn.runtime.files import write_atomically
 from bilstm_attn.types import Batch, Logits, Params
@@ -109,10 +109,11 @@ def require_finite(logits: np.ndarray, where: str) -> None:
         )
 
 
-def save_predictions(path: Path, examples: Examples, logits: np.ndarray) -> None:
-    """Writes a JSON line per example: its row in the split, label, and probability of label 1."""
+def save_predictions(path: Path, examples: Examples, logits: np.ndarray, task: Task) -> None:
+    """Writes a JSON line per example: row in the split, label, probability of the last label."""
+    probabilities = task.probabilities(logits)[:, -1]
     lines = [
         json.dumps({"row": int(row), "label": int(label), "probability": round(float(p), 6)})
-        for row, label, p in zip(examples.rows, examples.labels, sigmoid(logits), strict=True)
+        for row, label, p in zip(examples.rows, examples.labels, probabilities, strict=True)
     ]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Asks an exported model about new text."""
+"""Predictions of an exported model for new texts."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -12,17 +12,16 @@ from bilstm_attn.data.tokenisers import tokenise, word_spans
 from bilstm_attn.data.vocabulary import START, UNKNOWN, Vocabulary, clip
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
-from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
 from bilstm_attn.runtime.files import decode_utf8
 
-MAX_WORDS = 50_000  # twenty times the longest review there is: more is no review
-REVIEWS_AT_ONCE = 32
+MAX_WORDS = 50_000  # twenty times the longest IMDB review; longer input is likely a mistake
+BATCH_SIZE = 32
 
 
 class Word(NamedTuple):
-    """A word that was read: its place in the text, in characters, and its attention weight."""
+    """A word that was read: its span in the text, in characters, and its attention weight."""
 
     start: int
     stop: int
@@ -30,25 +29,22 @@ class Word(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says about one text."""
+    """The prediction for one text."""
 
     text: str
-    probability: float  # of a positive review
-    words: list[Word]  # those that were read, in order; none if the model has no attention
-    read: int  # words read: the last ones
-    given: int  # words in the text
-
-    @property
-    def label(self) -> str:
-        """`positive` or `negative`."""
-        return "positive" if self.probability > 0.5 else "negative"
+    label: str  # the name of the predicted label
+    last_label: str  # the name of the label that `probability` is of
+    probability: float
+    words: list[Word]  # the words that were read, in order; empty if the model has no attention
+    read: int  # number of words read, the last ones of the text
+    given: int  # number of words in the text
 
     def top(self, count: int) -> list[Word]:
-        """Returns the `count` words of most weight, the largest first."""
+        """Returns the `count` words of greatest weight, in decreasing order."""
         return sorted(self.words, key=lambda word: -word.weight)[:count]
 
     def as_json(self, count: int) -> dict[str, Any]:
-        """Returns what a JSON line holds, with the `count` words of most weight."""
+        """Returns the prediction as plain JSON, with the `count` words of greatest weight."""
         words = [
             [self.text[word.start : word.stop], round(word.weight, 4)] for word in self.top(count)
         ]
@@ -62,10 +58,10 @@ class Prediction(NamedTuple):
 
 
 def read_text(text: str, vocabulary: Vocabulary, max_tokens: int) -> np.ndarray:
-    """Returns the ids `int32[t]` that a model reads of `text`, at most `max_tokens`.
+    """Returns the ids `int32[t]` of the part of `text` that a model reads.
 
     Raises:
-      UserError: the text has no word, none that the model knows, or too many.
+      UserError: the text has no word, no word of the vocabulary, or too many words.
     """
     words = tokenise(text)
     if not words:
@@ -78,80 +74,86 @@ def read_text(text: str, vocabulary: Vocabulary, max_tokens: int) -> np.ndarray:
     ids = vocabulary.encode(words)
     if (ids == UNKNOWN).all():
         raise UserError(
-            f"the model knows none of the text's {len(words):,} words; it was trained on "
-            "English film reviews: give one"
+            f"the model knows none of the text's {len(words):,} words; give a text like those it "
+            "was trained on"
         )
     return clip(ids, max_tokens)
 
 
 class Predictor:
-    """A model from its one exported file, compiled for each length, for one review and for many."""
+    """A model from its exported file, compiled per padded length, for one text or for many."""
 
     def __init__(self, path: Path):
-        """Loads `path`, a `model.safetensors`.
+        """Loads a `model.safetensors`.
 
         Raises:
-          UserError: it is not one, or is damaged.
+          UserError: the file is no exported model, or is damaged, or needs a plug-in.
         """
         exported = load_model(path)
         self.config, self.vocabulary = exported.config, exported.vocabulary
         self.has_attention = POOLINGS[self.config.model.pooling].uses_attention
+        self.task = exported.task
         self._params = exported.params
         self._model = jax.jit(Model(self.config.model, self.vocabulary.size).__call__)
 
     def read(self, text: str) -> np.ndarray:
-        """Returns the ids `int32[t]` that the model reads of `text`, as `read_text` does."""
+        """Returns the ids `int32[t]` that the model reads of `text`; raises as `read_text`."""
         return read_text(text, self.vocabulary, self.config.data.max_tokens)
 
     def __call__(self, texts: Iterable[str]) -> list[Prediction]:
-        """Returns a prediction a text.
+        """Returns a prediction for each text.
 
         Raises:
-          UserError: a text cannot be judged; says why.
+          UserError: a text cannot be read; says why.
         """
         texts = list(texts)
-        reviews = [self.read(text) for text in texts]
+        ids = [self.read(text) for text in texts]
         predictions = []
-        rows = 1 if len(texts) == 1 else REVIEWS_AT_ONCE
-        for start in range(0, len(texts), REVIEWS_AT_ONCE):
-            chosen = slice(start, start + REVIEWS_AT_ONCE)
-            predictions += self._predict(texts[chosen], reviews[chosen], rows=rows)
+        rows = 1 if len(texts) == 1 else BATCH_SIZE
+        for start in range(0, len(texts), BATCH_SIZE):
+            chosen = slice(start, start + BATCH_SIZE)
+            predictions += self._predict(texts[chosen], ids[chosen], rows=rows)
         return predictions
 
-    def _predict(self, texts: list[str], reviews: list[np.ndarray], rows: int) -> list[Prediction]:
-        longest = max(len(review) for review in reviews)
+    def _predict(self, texts: list[str], ids: list[np.ndarray], rows: int) -> list[Prediction]:
+        longest = max(map(len, ids))
         edge = next(edge for edge in self.config.data.edges if edge >= longest)
         tokens, lengths = np.zeros((rows, edge), np.int32), np.zeros(rows, np.int32)
-        for row, review in enumerate(reviews):
-            tokens[row, : len(review)], lengths[row] = review, len(review)
+        for row, read in enumerate(ids):
+            tokens[row, : len(read)], lengths[row] = read, len(read)
         output = self._model(self._params, tokens, lengths)
-        probabilities, weights = sigmoid(np.asarray(output.logits)), np.asarray(output.weights)
-        return [
-            self._explain(text, review, float(probabilities[row]), weights[row])
-            for row, (text, review) in enumerate(zip(texts, reviews, strict=True))
-        ]
+        logits, weights = np.asarray(output.logits), np.asarray(output.weights)
+        labels, probabilities = self.task.predicted(logits), self.task.probabilities(logits)
+        names = self.task.label_names
+        predictions = []
+        for row, text in enumerate(texts):
+            words, read, given = self._words(text, ids[row], weights[row])
+            label, probability = names[labels[row]], float(probabilities[row, -1])
+            predictions.append(Prediction(text, label, names[-1], probability, words, read, given))
+        return predictions
 
-    def _explain(
-        self, text: str, review: np.ndarray, probability: float, weights: np.ndarray
-    ) -> Prediction:
+    def _words(
+        self, text: str, ids: np.ndarray, weights: np.ndarray
+    ) -> tuple[list[Word], int, int]:
+        """Returns the words with their weights, and the number of words read and given."""
         spans = word_spans(text)
-        begun = int(review[0] == START)  # the start token stands before the first word
-        read = len(review) - begun
+        start_tokens = int(ids[0] == START)  # before the first word, unless truncated
+        read = len(ids) - start_tokens
         words = [
             Word(start, stop, float(weight))
             for (start, stop), weight in zip(
-                spans[len(spans) - read :], weights[begun : len(review)], strict=True
+                spans[len(spans) - read :], weights[start_tokens : len(ids)], strict=True
             )
         ]
-        return Prediction(text, probability, words if self.has_attention else [], read, len(spans))
+        return words if self.has_attention else [], read, len(spans)
 
 
 def predict_lines(
     predictor: Predictor, lines: Iterable[bytes], top: int, emit: Callable[[dict[str, Any]], None]
 ) -> int:
-    """Calls `emit` with a JSON object a line, in order; returns how many could not be judged.
+    """Calls `emit` with a JSON object for each line, in order; returns the number of errors.
 
-    A line that cannot be judged gives `{"error": ...}`, and the others go on.
+    A line that cannot be read gives `{"error": ...}` and does not affect the others.
     """
     failed = 0
     for number, chunk in _chunks(lines):
@@ -174,6 +176,6 @@ def predict_lines(
 def _chunks(lines: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     """Yields the number, from 1, of each chunk's first line, and the chunk."""
     remaining, number = iter(lines), 1
-    while chunk := list(islice(remaining, REVIEWS_AT_ONCE)):
+    while chunk := list(islice(remaining, BATCH_SIZE)):
         yield number, chunk
         number += len(chunk)

@@ -348,7 +348,7 @@ def measure_split(
             bar.advance,
         )
     require_finite(logits, f"split {split!r}")
-    on_main_process(lambda: save_predictions(run.predictions(split), examples, logits))
+    on_main_process(lambda: save_predictions(run.predictions(split), examples, logits, model.task))
     return model.task.measure(logits, examples.labels)
 
 

@@ -1,5 +1,6 @@
 """Plug-ins: loading, errors, the record in runs and exports, and the contract tests."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,34 +16,8 @@ from bilstm_attn.nn.pooling import MeanPooling
 from bilstm_attn.runtime import plugins
 from bilstm_attn.training.run_dir import git_revision
 
-PEEPHOLE = '''
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from bilstm_attn.nn.cells import LSTM
-
-
-class Peephole(LSTM):
-    """An LSTM whose gates also read the cell state."""
-
-    def __init__(self, inputs_size, hidden_size, *, rngs):
-        super().__init__(inputs_size, hidden_size, rngs=rngs)
-        self.peepholes = nnx.Param(jnp.zeros((3, hidden_size)))
-
-    def params(self):
-        return super().params()._replace(gate=self.peepholes[...])
-
-    @staticmethod
-    def gate(params, gates, carry, noise=None):
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        i, f = i + params[0][None] * carry[0], f + params[1][None] * carry[0]
-        cell = jax.nn.sigmoid(f) * carry[0] + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return cell, jax.nn.sigmoid(o + params[2][None] * cell) * jnp.tanh(cell)
-
-
-CELLS = {"peephole": Peephole}
-'''
+GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+[PEEPHOLE] = re.findall(r"^```python title=peephole.py\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
 
 
 @pytest.fixture
@@ -75,6 +50,7 @@ def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, empty):
     assert b"peephole.py" in run.model.read_bytes()[:100_000]
 
 
+@pytest.mark.slow
 def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, empty):
     flags = ["--name", "tiny", "--plugin", peephole]
     assert train(empty, *flags, model__cell="peephole") == 0
@@ -142,6 +118,7 @@ def test_a_plugin_may_be_a_module_and_loads_once(peephole, no_plugins, monkeypat
     assert "peephole" in cells.CELLS
 
 
+@pytest.mark.slow
 def test_contract_tests_pass_on_our_classes_and_on_a_plugin(peephole):
     plugins.load_plugins([str(peephole)])
     testing.check_cell(GRU)

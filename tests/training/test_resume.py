@@ -88,6 +88,7 @@ class Pruned(Exception):
     """Raised by a tuner."""
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_on_epoch_resumes_to_the_same_bits(done, empty, monkeypatch):
     records = []
 
