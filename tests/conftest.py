@@ -29,24 +29,24 @@ install_import_hook("bilstm_attn", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     """A folder with "cache", and a finished run in "runs"/tiny; copy before changing it."""
-    from tiny_run import trained  # after the hook, which must see the package's first import
+    from tiny_run import train_once  # after the hook, which must see the package's first import
 
-    return trained(tmp_path_factory)
+    return train_once(tmp_path_factory)
 
 
 @pytest.fixture
-def own(done, tmp_path, monkeypatch) -> Path:
+def trained_copy(trained, tmp_path, monkeypatch) -> Path:
     """A copy that the test may change; it is also the working folder."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(done, tmp_path / "own"))
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
 @pytest.fixture
-def empty(done, tmp_path, monkeypatch) -> Path:
+def untrained(trained, tmp_path, monkeypatch) -> Path:
     """A folder with the finished "cache" and no run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "cache").symlink_to(done / "cache")
-    return tmp_path / "empty"
+    (tmp_path / "untrained").mkdir()
+    (tmp_path / "untrained" / "cache").symlink_to(trained / "cache")
+    return tmp_path / "untrained"

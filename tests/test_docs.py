@@ -93,8 +93,8 @@ def tables():
         ),
     ],
 )
-def test_plugins_of_the_guide_train(title, flags, empty, tables):
+def test_plugins_of_the_guide_train(title, flags, untrained, tables):
     code = dict(python_blocks(ROOT / "docs" / "extending.md"))[title]
-    (empty / title).write_text(code)
-    assert train(empty, "--plugin", empty / title, "--name", "tiny", *flags) == 0
-    assert tiny_run(empty).model.is_file()
+    (untrained / title).write_text(code)
+    assert train(untrained, "--plugin", untrained / title, "--name", "tiny", *flags) == 0
+    assert tiny_run(untrained).model.is_file()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny_run import script, trained
+from tiny_run import load_script, train_once
 
 from bilstm_attn.config import Config, fields_of, from_json
 from bilstm_attn.data.batches import plan_epoch, read_batch
@@ -33,7 +33,7 @@ settings.register_profile("here", max_examples=CASES, deadline=None, database=No
 settings.load_profile("here")
 same_function = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-train_script = script("train")
+train_script = load_script("train")
 
 texts = st.text() | st.text(alphabet=SEPARATORS + string.ascii_letters + " 'İßﬁ\x00\u2028")
 
@@ -41,7 +41,7 @@ texts = st.text() | st.text(alphabet=SEPARATORS + string.ascii_letters + " 'İß
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """The exported model of a finished run."""
-    return trained(tmp_path_factory) / "runs" / "tiny" / "seed0" / "model.safetensors"
+    return train_once(tmp_path_factory) / "runs" / "tiny" / "seed0" / "model.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-from tiny_run import ROOT, error_of, script, tiny_run, train
+from tiny_run import ROOT, error_of, load_script, tiny_run, train
 
 from bilstm_attn.config import recipe_names
 from bilstm_attn.training import commands as session
@@ -50,16 +50,16 @@ from bilstm_attn.training import commands as session
         (["--cache", ROOT / "pyproject.toml"], "cannot write the token cache"),
     ],
 )
-def test_mistake_is_told_before_anything_is_written(empty, words, says):
-    assert says in error_of(train, empty, *words)
-    assert list(empty.iterdir()) == [empty / "cache"]
+def test_mistake_is_told_before_anything_is_written(untrained, words, says):
+    assert says in error_of(train, untrained, *words)
+    assert list(untrained.iterdir()) == [untrained / "cache"]
 
 
-def test_unknown_recipe_is_one_line(empty):
-    assert "unknown recipe 'quickstrat'" in error_of(train, empty, recipe="quickstrat")
+def test_unknown_recipe_is_one_line(untrained):
+    assert "unknown recipe 'quickstrat'" in error_of(train, untrained, recipe="quickstrat")
 
 
-def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
+def test_option_of_a_cell_reaches_its_parameters(untrained, monkeypatch):
     class Asked(Exception):
         pass
 
@@ -68,7 +68,7 @@ def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
 
     monkeypatch.setattr(session, "train", train_no_further)
     with pytest.raises(Asked) as caught:
-        train(empty, "--model.cell-options", "forget_bias", "3")
+        train(untrained, "--model.cell-options", "forget_bias", "3")
     [params] = caught.value.args
     bias = params["encoder"]["layers"][0]["forward"]["bias"]
     assert bias.tolist() == [0, 0, 0, 3, 3, 3, 0, 0, 0, 0, 0, 0]
@@ -77,7 +77,7 @@ def test_option_of_a_cell_reaches_its_parameters(empty, monkeypatch):
 @pytest.mark.parametrize("words", [[], ["--seed", "3", "tutorial"]])
 def test_training_without_a_recipe_in_front_lists_the_recipes(words):
     names = ", ".join(recipe_names(ROOT / "configs"))
-    message = error_of(script("train"), *words)
+    message = error_of(load_script("train"), *words)
     assert message.startswith("the recipe comes first:")
     assert message.endswith(f"choose {names}")
 
@@ -120,9 +120,9 @@ def test_script_prints_one_line_and_leaves_with_status_two(name, words):
     assert finished.stderr.count(b"\n") == 1
 
 
-def test_predictions_into_a_closed_pipe_are_no_traceback(done):
+def test_predictions_into_a_closed_pipe_are_no_traceback(trained):
     finished = run_alone(
-        "predict", tiny_run(done).model, stdin=b"brillo filmo\n" * 5000, pipe="| head -n 1"
+        "predict", tiny_run(trained).model, stdin=b"brillo filmo\n" * 5000, pipe="| head -n 1"
     )
     assert (finished.returncode, finished.stderr) == (1, b"")
     assert json.loads(finished.stdout)["line"] == 1

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from jax.experimental import rnn
-from tiny_run import error_of, script, write_cache
+from tiny_run import error_of, load_script, write_cache
 
 from bilstm_attn.benchmark import compare
 from bilstm_attn.benchmark.compare import growth_table, reference_logits, share_of_peak, table
@@ -20,7 +20,7 @@ from bilstm_attn.types import Batch
 
 pytestmark = pytest.mark.slow
 
-benchmark = script("benchmark")
+benchmark = load_script("benchmark")
 LENGTHS = np.array([9, 1, 4, 9])
 SETTING = Setting(ModelConfig(), rows=4)
 

@@ -37,8 +37,8 @@ def test_help_of_a_command_names_it(name):
     assert f"usage: bilstm-attn {name}" in done.stdout
 
 
-def test_report_command_prints_the_table_of_a_run(done, capsys):
-    assert main(["report", str(tiny_run(done).folder)]) == 0
+def test_report_command_prints_the_table_of_a_run(trained, capsys):
+    assert main(["report", str(tiny_run(trained).folder)]) == 0
     assert "tiny" in capsys.readouterr().out
 
 

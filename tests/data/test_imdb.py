@@ -87,9 +87,9 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(prepared, tmp_path) -> Path:
-    """The folder of a prepared data set that the test may change, below tmp_path / "own"."""
-    folder = tmp_path / "own" / imdb.PREPARED
+def prepared_copy(prepared, tmp_path) -> Path:
+    """The folder of a prepared data set that the test may change, below tmp_path / "copy"."""
+    folder = tmp_path / "copy" / imdb.PREPARED
     folder.mkdir(parents=True)
     for path in (prepared / imdb.PREPARED).iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -239,29 +239,31 @@ def change_info(folder: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_data_set_prepared_as_tfrecord_is_an_error(own):
-    change_info(own, fileFormat="tfrecord")
-    assert "prepared as array_record, but is tfrecord" in error_reading(Imdb(own.parents[2]))
+def test_data_set_prepared_as_tfrecord_is_an_error(prepared_copy):
+    change_info(prepared_copy, fileFormat="tfrecord")
+    assert "prepared as array_record, but is tfrecord" in error_reading(
+        Imdb(prepared_copy.parents[2])
+    )
 
 
 @pytest.mark.parametrize("info", [None, "{", "[]"])
-def test_folder_without_a_data_set_is_an_error(own, info):
-    path = own / "dataset_info.json"
+def test_folder_without_a_data_set_is_an_error(prepared_copy, info):
+    path = prepared_copy / "dataset_info.json"
     path.write_text(info) if info else path.unlink()
-    message = error_reading(Imdb(own.parents[2]))
-    assert message.startswith(f"{own} is not a prepared data set")
+    message = error_reading(Imdb(prepared_copy.parents[2]))
+    assert message.startswith(f"{prepared_copy} is not a prepared data set")
     assert message.endswith("remove the folder and run again")
 
 
 @pytest.mark.parametrize(
     ("name", "right"), [("dataset_info.json", "filepathTemplate"), ("features.json", "pythonClass")]
 )
-def test_damaged_description_of_a_data_set_is_an_error(own, name, right):
-    text = (own / name).read_text()
+def test_damaged_description_of_a_data_set_is_an_error(prepared_copy, name, right):
+    text = (prepared_copy / name).read_text()
     assert right in text
-    (own / name).write_text(text.replace(right, right.replace("p", "q")))
-    message = error_reading(Imdb(own.parents[2]))
-    assert message.startswith(f"{own} is not a prepared data set: ")
+    (prepared_copy / name).write_text(text.replace(right, right.replace("p", "q")))
+    message = error_reading(Imdb(prepared_copy.parents[2]))
+    assert message.startswith(f"{prepared_copy} is not a prepared data set: ")
 
 
 def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
@@ -270,8 +272,8 @@ def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "cut after the first block", "flipped"])
-def test_damaged_records_are_an_error(own, damage):
-    [path] = own.glob("*-train.array_record*")
+def test_damaged_records_are_an_error(prepared_copy, damage):
+    [path] = prepared_copy.glob("*-train.array_record*")
     data = path.read_bytes()
     path.unlink()
     if damage == "cut":
@@ -281,7 +283,7 @@ def test_damaged_records_are_an_error(own, damage):
     elif damage == "flipped":
         at = data.index(b"worse")
         path.write_bytes(data[:at] + b"W" + data[at + 1 :])
-    assert "is damaged" in error_reading(Imdb(own.parents[2]))
+    assert "is damaged" in error_reading(Imdb(prepared_copy.parents[2]))
 
 
 def test_record_that_is_not_utf8_is_an_error(prepared):

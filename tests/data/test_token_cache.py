@@ -6,13 +6,23 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import ROOT, SIZES, cut, error_of, flip, full_disk, script, tiny, write_cache
+from tiny_run import (
+    ROOT,
+    SIZES,
+    error_of,
+    flip_bit,
+    full_disk,
+    load_script,
+    tiny,
+    truncate,
+    write_cache,
+)
 
 from bilstm_attn.data import imdb, sources
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
 from bilstm_attn.runtime.console import Console
 
-prepare = script("prepare_data")
+prepare = load_script("prepare_data")
 
 
 def test_prepare_data_says_what_it_made(tmp_path, monkeypatch, capsys):
@@ -41,16 +51,16 @@ def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
 
 
 DAMAGES = {
-    "words cut short": lambda folder: cut(folder / "train.words.npy", 200),
-    "a byte of the words changed": lambda folder: flip(folder / "train.words.npy", 300),
-    "a byte of the labels changed": lambda folder: flip(folder / "train.labels.npy", 130),
-    "a byte of the lexicon changed": lambda folder: flip(folder / "lexicon.txt", 3),
+    "words cut short": lambda folder: truncate(folder / "train.words.npy", 200),
+    "a byte of the words changed": lambda folder: flip_bit(folder / "train.words.npy", 300),
+    "a byte of the labels changed": lambda folder: flip_bit(folder / "train.labels.npy", 130),
+    "a byte of the lexicon changed": lambda folder: flip_bit(folder / "lexicon.txt", 3),
     "a digit of the data's digest changed": lambda folder: (folder / "meta.json").write_text(
         re.sub(r'(?<="sha256": ")(.)', "g", (folder / "meta.json").read_text())
     ),
     "words missing": lambda folder: (folder / "train.words.npy").unlink(),
     "no meta": lambda folder: (folder / "meta.json").unlink(),
-    "meta cut short": lambda folder: cut(folder / "meta.json", 50),
+    "meta cut short": lambda folder: truncate(folder / "meta.json", 50),
     "meta of another kind": lambda folder: (folder / "meta.json").write_text("[]"),
     "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }

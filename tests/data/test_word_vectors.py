@@ -36,12 +36,12 @@ def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(t
 
 
 @pytest.mark.slow
-def test_run_starts_with_them_and_records_their_digest(empty):
+def test_run_starts_with_them_and_records_their_digest(untrained):
     lines = (f"{word} {number} 0 0 {-number}" for number, word in enumerate(["brillo", "dregg"], 1))
-    path = write(empty / "some.vec", *lines)
+    path = write(untrained / "some.vec", *lines)
     fields = {"train__init_from": f"vectors:{path}", "train__epochs": 1}
-    assert train(empty, "--name", "tiny", **fields) == 0
-    run = tiny_run(empty)
+    assert train(untrained, "--name", "tiny", **fields) == 0
+    run = tiny_run(untrained)
     assert run.environments()[-1]["init_from_sha256"] == digest_of(f"vectors:{path}")
     config = run.config()
     model = Model(config.model, RESERVED + 3)
@@ -54,10 +54,10 @@ def test_run_starts_with_them_and_records_their_digest(empty):
     np.testing.assert_array_equal(embedding[others], np.asarray(without["embedding"])[others])
     del with_them["embedding"], without["embedding"]
     jax.tree.map(np.testing.assert_array_equal, with_them, without)
-    assert train(empty, "--name", "other", train__epochs=1) == 0
-    assert losses(run) != losses(tiny_run(empty, "other"))
+    assert train(untrained, "--name", "other", train__epochs=1) == 0
+    assert losses(run) != losses(tiny_run(untrained, "other"))
     path.write_text(path.read_text().replace("1 0", "1 1"))
-    assert "was initialised from another file" in error_of(verify, run, empty)
+    assert "was initialised from another file" in error_of(verify, run, untrained)
 
 
 def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
@@ -82,9 +82,9 @@ def test_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
     assert says in error_of(read_vectors, path, WORDS, 2)
 
 
-def test_file_that_is_not_there_is_one_line(empty):
+def test_file_that_is_not_there_is_one_line(untrained):
     message = error_of(
-        train, empty, "--name", "tiny", train__init_from=f"vectors:{empty / 'none.vec'}"
+        train, untrained, "--name", "tiny", train__init_from=f"vectors:{untrained / 'none.vec'}"
     )
     assert message.startswith("cannot read the source of train.init_from: ")
-    assert not tiny_run(empty).folder.exists()
+    assert not tiny_run(untrained).folder.exists()

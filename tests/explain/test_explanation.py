@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from matplotlib.image import imread
-from tiny_run import error_of, script, tiny, tiny_run, train
+from tiny_run import error_of, load_script, tiny, tiny_run, train
 
 from bilstm_attn.data import sources
 from bilstm_attn.data.vocabulary import clip
@@ -22,7 +22,7 @@ from bilstm_attn.inference.exported import export_model, load_model
 from bilstm_attn.inference.predict import Predictor
 from bilstm_attn.nn.model import Model
 
-explain = script("explain")
+explain = load_script("explain")
 MARKUP = "brillo </script><script>alert(1)</script> <img src=x onerror=alert(2)> filmo & dregg"
 
 
@@ -32,8 +32,8 @@ def data_of(page: str) -> dict:
 
 
 @pytest.fixture
-def run(done):
-    return tiny_run(done)
+def run(trained):
+    return tiny_run(trained)
 
 
 @pytest.fixture
@@ -75,12 +75,12 @@ def test_markup_in_a_text_is_escaped(page):
     assert "alert(1)</script>" not in page
 
 
-def test_examples_of_a_split_have_their_texts_labels_and_rows(own, capsys, monkeypatch):
+def test_examples_of_a_split_have_their_texts_labels_and_rows(trained_copy, capsys, monkeypatch):
     monkeypatch.setitem(sources.DATASETS, "movie_reviews", tiny(sources.DATASETS["movie_reviews"]))
-    run = tiny_run(own)
-    evaluate = script("evaluate")
-    assert evaluate(run.folder, "--split", "validation", "--cache", own / "cache") == 0
-    options = ["--limit", 5, "--cache", own / "cache"]  # no test split: validation
+    run = tiny_run(trained_copy)
+    evaluate = load_script("evaluate")
+    assert evaluate(run.folder, "--split", "validation", "--cache", trained_copy / "cache") == 0
+    options = ["--limit", 5, "--cache", trained_copy / "cache"]  # no test split: validation
     assert explain(run.folder, *options) == 0
     assert f"wrote {run.folder / 'explanations.html'}" in capsys.readouterr().out
     data = data_of((run.folder / "explanations.html").read_text())
@@ -276,14 +276,16 @@ def test_text_may_have_one_word_or_twenty_thousand(run, tmp_path):
         (["--split", "test"], "unknown split of movie_reviews 'test'"),
     ],
 )
-def test_mistake_is_one_line(own, arguments, message):
-    assert message in error_of(explain, tiny_run(own).folder, *arguments, "--cache", own / "cache")
+def test_mistake_is_one_line(trained_copy, arguments, message):
+    assert message in error_of(
+        explain, tiny_run(trained_copy).folder, *arguments, "--cache", trained_copy / "cache"
+    )
 
 
 @pytest.mark.slow
-def test_run_without_attention_shows_the_other_attributions(empty, capsys):
-    assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
-    run, out = tiny_run(empty), empty / "page.html"
+def test_run_without_attention_shows_the_other_attributions(untrained, capsys):
+    assert train(untrained, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
+    run, out = tiny_run(untrained), untrained / "page.html"
     assert explain(run.folder, "brillo filmo", "--out", out) == 0
     assert "This model has no attention: its pooling is max." in capsys.readouterr().out
     data = data_of(out.read_text())
@@ -293,24 +295,32 @@ def test_run_without_attention_shows_the_other_attributions(empty, capsys):
     assert message.startswith("the model has no attention to show: its pooling is 'max'; choose")
 
 
-def test_model_of_another_version_is_refused(own):
-    run = tiny_run(own)
+def test_model_of_another_version_is_refused(trained_copy):
+    run = tiny_run(trained_copy)
     data = run.model.read_bytes()
     run.model.write_bytes(data.replace(b"bilstm_attn 1", b"bilstm_attn 0"))
     assert "must have the format" in error_of(explain, run.folder, "brillo")
 
 
-def test_missing_data_is_one_line(own):
-    params, config, vocabulary, _ = load_model(tiny_run(own).model)
+def test_missing_data_is_one_line(trained_copy):
+    params, config, vocabulary, _ = load_model(tiny_run(trained_copy).model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="imdb"))
-    export_model(own / "of_imdb.safetensors", params, config, vocabulary)
-    empty = ["--cache", own / "nothing", "--data-dir", own / "nothing"]
-    message = error_of(explain, own / "of_imdb.safetensors", *empty, "--archive", own / "no.tar.gz")
-    assert str(own / "no.tar.gz") in message
+    export_model(trained_copy / "of_imdb.safetensors", params, config, vocabulary)
+    empty = ["--cache", trained_copy / "nothing", "--data-dir", trained_copy / "nothing"]
+    message = error_of(
+        explain,
+        trained_copy / "of_imdb.safetensors",
+        *empty,
+        "--archive",
+        trained_copy / "no.tar.gz",
+    )
+    assert str(trained_copy / "no.tar.gz") in message
 
 
-def test_texts_that_differ_from_the_token_cache_are_refused(own):
+def test_texts_that_differ_from_the_token_cache_are_refused(trained_copy):
     # The tiny data set's tokens are cached under the real data set's name, whose texts differ.
-    run = tiny_run(own)
-    message = error_of(explain, run.folder, "--split", "validation", "--cache", own / "cache")
+    run = tiny_run(trained_copy)
+    message = error_of(
+        explain, run.folder, "--split", "validation", "--cache", trained_copy / "cache"
+    )
     assert "the texts of movie_reviews differ from those" in message

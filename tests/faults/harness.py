@@ -158,9 +158,9 @@ def _damage(path: Path, numbers: random.Random) -> str:
     size = path.stat().st_size
     at = numbers.randrange(size)
     if numbers.random() < 0.5:
-        tiny_run.flip(path, at)
+        tiny_run.flip_bit(path, at)
         return f"flipped at {at} of {size}"
-    tiny_run.cut(path, at)
+    tiny_run.truncate(path, at)
     return f"cut to {at} of {size}"
 
 

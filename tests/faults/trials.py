@@ -85,7 +85,7 @@ class Lab:
     def evaluate(self, at: Path, **how: object) -> Ended:
         """Writes predictions in a process."""
         words = [self.run_of(at).folder, "--split", "validation", "--cache", at / "cache"]
-        return self.process(lambda: tiny_run.script("evaluate")(*words), **how)
+        return self.process(lambda: tiny_run.load_script("evaluate")(*words), **how)
 
     def results(self, at: Path) -> tuple | None:
         """Returns everything that a finished run came to, or None if it cannot be had."""

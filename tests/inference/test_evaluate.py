@@ -4,49 +4,51 @@ import json
 
 import numpy as np
 import pytest
-from tiny_run import cut, error_of, flip, script, tiny_run, train
+from tiny_run import error_of, flip_bit, load_script, tiny_run, train, truncate
 
 from bilstm_attn.inference.evaluate import require_finite
 
-evaluate = script("evaluate")
-predict = script("predict")
-report = script("report")
+evaluate = load_script("evaluate")
+predict = load_script("predict")
+report = load_script("report")
 
 
-def test_evaluation_measures_and_saves_each_prediction(own, capsys):
-    where = ["--cache", own / "cache"]
-    assert evaluate(tiny_run(own).folder, "--split", "validation", *where) == 0
-    [epoch] = [line for line in tiny_run(own).records() if line.get("epoch") == 2][-1:]
+def test_evaluation_measures_and_saves_each_prediction(trained_copy, capsys):
+    where = ["--cache", trained_copy / "cache"]
+    assert evaluate(tiny_run(trained_copy).folder, "--split", "validation", *where) == 0
+    [epoch] = [line for line in tiny_run(trained_copy).records() if line.get("epoch") == 2][-1:]
     out = capsys.readouterr().out
     assert f"accuracy           {epoch['validation_accuracy']:.6f}\n" in out
     assert f"loss               {epoch['validation_loss']:.6f}\n" in out
-    lines = tiny_run(own).predictions("validation").read_text().splitlines()
+    lines = tiny_run(trained_copy).predictions("validation").read_text().splitlines()
     right = [(line["probability"] > 0.5) == line["label"] for line in map(json.loads, lines)]
     assert (len(right), np.mean(right)) == (12, epoch["validation_accuracy"])
 
 
 @pytest.mark.parametrize("split", ["test", "tset"])
-def test_split_that_does_not_exist_lists_those_that_do(own, split):
-    message = error_of(evaluate, tiny_run(own).folder, "--split", split, "--cache", own / "cache")
+def test_split_that_does_not_exist_lists_those_that_do(trained_copy, split):
+    message = error_of(
+        evaluate, tiny_run(trained_copy).folder, "--split", split, "--cache", trained_copy / "cache"
+    )
     assert message.startswith(f"unknown split of movie_reviews {split!r}; choose train, validation")
 
 
-def test_split_without_labels_is_an_error(empty):
+def test_split_without_labels_is_an_error(untrained):
     fields = {"data__dataset": "imdb", "train__epochs": 1}
-    assert train(empty, "--name", "all", **fields) == 0
-    folder = tiny_run(empty, "all").folder
-    message = error_of(evaluate, folder, "--split", "unlabelled", "--cache", empty / "cache")
+    assert train(untrained, "--name", "all", **fields) == 0
+    folder = tiny_run(untrained, "all").folder
+    message = error_of(evaluate, folder, "--split", "unlabelled", "--cache", untrained / "cache")
     assert message == "split 'unlabelled' has no labels to measure against; give --split test"
-    final = tiny_run(empty, "all").records()[-1]
+    final = tiny_run(untrained, "all").records()[-1]
     assert (final["kind"], final["split"]) == ("final", "test")
-    assert len(tiny_run(empty, "all").predictions("test").read_text().splitlines()) == 20
+    assert len(tiny_run(untrained, "all").predictions("test").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize("ask", [evaluate, lambda run: predict(run, "brillo")])
-def test_run_without_a_finished_epoch_is_one_line(own, ask):
-    tiny_run(own).model.unlink()
+def test_run_without_a_finished_epoch_is_one_line(trained_copy, ask):
+    tiny_run(trained_copy).model.unlink()
     says = "has no model.safetensors yet: no epoch has ended; continue the run with --resume"
-    assert says in error_of(ask, tiny_run(own).folder)
+    assert says in error_of(ask, tiny_run(trained_copy).folder)
 
 
 @pytest.mark.parametrize("ask", [evaluate, lambda run: predict(run, "brillo")])
@@ -56,25 +58,25 @@ def test_folder_that_is_no_run_is_one_line(tmp_path, ask):
 
 @pytest.mark.parametrize("ask", [evaluate, lambda run: predict(run, "brillo")])
 @pytest.mark.parametrize("damage", ["flipped", "cut short"])
-def test_damaged_model_is_one_line(own, ask, damage):
-    run = tiny_run(own)
+def test_damaged_model_is_one_line(trained_copy, ask, damage):
+    run = tiny_run(trained_copy)
     size = run.model.stat().st_size
-    flip(run.model, size - 9) if damage == "flipped" else cut(run.model, size - 9)
+    flip_bit(run.model, size - 9) if damage == "flipped" else truncate(run.model, size - 9)
     message = error_of(ask, run.folder)
     assert message.startswith(f"{run.model} is ")
     assert ("damaged" if damage == "flipped" else "not a model") in message
 
 
-def test_table_of_a_run_comes_from_its_metrics(own, capsys):
-    assert report(own / "runs") == 0
+def test_table_of_a_run_comes_from_its_metrics(trained_copy, capsys):
+    assert report(trained_copy / "runs") == 0
     [row] = capsys.readouterr().out.splitlines()[3:]
-    accuracy = tiny_run(own).records()[-1]["validation_accuracy"]
+    accuracy = tiny_run(trained_copy).records()[-1]["validation_accuracy"]
     assert row.startswith(f"| tiny | validation, epoch 2 | 1 | {100 * accuracy:.2f} % |")
 
 
-def test_table_of_a_run_with_damaged_metrics_is_one_line(own):
-    flip(tiny_run(own).metrics_file, 0)
-    assert error_of(report, own / "runs").startswith("line 1 of ")
+def test_table_of_a_run_with_damaged_metrics_is_one_line(trained_copy):
+    flip_bit(tiny_run(trained_copy).metrics_file, 0)
+    assert error_of(report, trained_copy / "runs").startswith("line 1 of ")
 
 
 def test_logits_that_are_no_numbers_are_one_line():

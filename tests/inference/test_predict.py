@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import compile_once, error_of, flip, script
+from tiny_run import compile_once, error_of, flip_bit, load_script
 
 from bilstm_attn.config import Config, DataConfig, ModelConfig
 from bilstm_attn.data.vocabulary import START, Vocabulary
@@ -168,7 +168,7 @@ def test_no_lines_are_no_failure(predictor):
 
 # The script
 
-ask = script("predict")
+ask = load_script("predict")
 
 
 def test_copied_model_is_all_that_it_takes(model, tmp_path, monkeypatch, capsys):
@@ -283,7 +283,7 @@ def test_run_that_will_not_do_is_one_line(model, tmp_path, what):
     if what == "empty folder":
         path.mkdir()
     elif what == "damaged":
-        flip(Path(shutil.copy(model, path)), model.stat().st_size - 1)
+        flip_bit(Path(shutil.copy(model, path)), model.stat().st_size - 1)
     says = "is damaged" if what == "damaged" else "is not a run's folder"
     with pytest.raises(UserError, match=says):
         ask(path, "brillo")

@@ -28,37 +28,37 @@ def same_to_rounding(together: RunDir, alone: RunDir) -> None:
 
 
 @pytest.mark.slow
-def test_four_processes_train_what_one_with_four_devices_does(empty):
-    ended = end(start(empty, 4))
+def test_four_processes_train_what_one_with_four_devices_does(untrained):
+    ended = end(start(untrained, 4))
     assert [status for status, *_ in ended] == [0] * 4, ended
     assert "held-out accuracy" in ended[0][1]
     assert not any("accuracy" in out for _, out, _ in ended[1:])  # the first alone prints
-    assert train(empty, "--name", "alone", "--devices", 4) == 0
-    same_to_rounding(tiny_run(empty), tiny_run(empty, "alone"))
-    assert tiny_run(empty).model.is_file()
+    assert train(untrained, "--name", "alone", "--devices", 4) == 0
+    same_to_rounding(tiny_run(untrained), tiny_run(untrained, "alone"))
+    assert tiny_run(untrained).model.is_file()
 
 
-def test_process_of_another_recipe_or_other_versions_is_named_and_refused(empty):
-    other = empty / "other" / "optax-0.0.1.dist-info"
+def test_process_of_another_recipe_or_other_versions_is_named_and_refused(untrained):
+    other = untrained / "other" / "optax-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Name: optax\nVersion: 0.0.1\n")
     recipe = ["--optim.learning-rate", "0.5"]
-    ended = end(start(empty, 2, p1=recipe, path1=str(other.parent)))
+    ended = end(start(untrained, 2, p1=recipe, path1=str(other.parent)))
     assert [status for status, *_ in ended] == [2, 2]
     assert "config field optim.learning_rate differs: 0.001 in process 0, 0.5 in" in ended[1][2]
     assert f"version of optax differs: {version('optax')} in process 0, 0.0.1 in" in ended[1][2]
     assert "the processes do not run the same" in ended[0][2]
-    assert not (empty / "runs").exists()
+    assert not (untrained / "runs").exists()
 
 
 EPOCHS = 16  # long enough to be interrupted
 
 
 @pytest.mark.slow
-def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
+def test_lost_process_stops_the_other_and_two_or_one_go_on(untrained):
     epochs = ["--train.epochs", EPOCHS]
-    started = start(empty, 2, *epochs)
-    wait_for(tiny_run(empty).checkpoints / "6")
+    started = start(untrained, 2, *epochs)
+    wait_for(tiny_run(untrained).checkpoints / "6")
     started[1].kill()
     begun = time.monotonic()
     (status, _, errors), _ = end(started)
@@ -66,16 +66,16 @@ def test_lost_process_stops_the_other_and_two_or_one_go_on(empty):
     assert status == 2
     assert "error: another process of this training was lost" in errors
     # Again, and one of them is told to stop: both save and leave.
-    started = start(empty, 2, *epochs, "--resume")
-    wait_for(tiny_run(empty).checkpoints / "30")
+    started = start(untrained, 2, *epochs, "--resume")
+    wait_for(tiny_run(untrained).checkpoints / "30")
     started[1].send_signal(signal.SIGTERM)
     stopped = end(started)
     assert [status for status, *_ in stopped] == [143, 143], stopped
     # What two processes wrote, one goes on from.
     rest = ["--devices", 2, *epochs]
-    assert train(empty, "--name", "tiny", "--resume", *rest) == 0
-    assert train(empty, "--name", "alone", *rest) == 0
-    same_to_rounding(tiny_run(empty), tiny_run(empty, "alone"))
+    assert train(untrained, "--name", "tiny", "--resume", *rest) == 0
+    assert train(untrained, "--name", "alone", *rest) == 0
+    same_to_rounding(tiny_run(untrained), tiny_run(untrained, "alone"))
 
 
 def test_process_that_is_ended_says_what_to_do():

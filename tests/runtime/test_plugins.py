@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import error_of, script, tiny_run, train
+from tiny_run import error_of, load_script, tiny_run, train
 
 from bilstm_attn import testing
 from bilstm_attn.nn import cells
@@ -42,42 +42,45 @@ def forget():
     del cells.CELLS["peephole"]
 
 
-def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, empty):
-    assert train(empty, "--name", "tiny", "--plugin", peephole, model__cell="peephole") == 0
-    run = tiny_run(empty)
+def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, untrained):
+    assert train(untrained, "--name", "tiny", "--plugin", peephole, model__cell="peephole") == 0
+    run = tiny_run(untrained)
     [record] = run.environment()["plugins"]
     assert record == {"path": str(peephole), "sha256": plugins.file_sha256(peephole)}
     assert b"peephole.py" in run.model.read_bytes()[:100_000]
 
 
 @pytest.mark.slow
-def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, empty):
+def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, untrained):
     flags = ["--name", "tiny", "--plugin", peephole]
-    assert train(empty, *flags, model__cell="peephole") == 0
-    run, digest = tiny_run(empty), plugins.file_sha256(peephole)[:12]
+    assert train(untrained, *flags, model__cell="peephole") == 0
+    run, digest = tiny_run(untrained), plugins.file_sha256(peephole)[:12]
     forget()
-    cache = ["--cache", empty / "cache"]
+    cache = ["--cache", untrained / "cache"]
     for call in (
-        lambda: script("predict")(run.folder, "filmo brillo"),
-        lambda: script("evaluate")(run.folder, "--split", "validation", *cache),
-        lambda: script("explain")(run.folder, "--split", "validation", *cache),
-        lambda: script("train")("--verify", run.folder, *cache),
-        lambda: train(empty, "--name", "tiny", "--resume", model__cell="peephole"),
+        lambda: load_script("predict")(run.folder, "filmo brillo"),
+        lambda: load_script("evaluate")(run.folder, "--split", "validation", *cache),
+        lambda: load_script("explain")(run.folder, "--split", "validation", *cache),
+        lambda: load_script("train")("--verify", run.folder, *cache),
+        lambda: train(untrained, "--name", "tiny", "--resume", model__cell="peephole"),
     ):
         message = error_of(call)
         assert "needs the plug-in peephole.py" in message
         assert digest in message
         assert "give --plugin" in message
-    assert script("predict")(run.folder, "--plugin", peephole, "filmo brillo") == 0
+    assert load_script("predict")(run.folder, "--plugin", peephole, "filmo brillo") == 0
 
 
-def test_a_changed_plugin_is_reported(peephole, empty, capsys):
+def test_a_changed_plugin_is_reported(peephole, untrained, capsys):
     flags = ["--name", "tiny", "--plugin", peephole]
-    assert train(empty, *flags, model__cell="peephole") == 0
+    assert train(untrained, *flags, model__cell="peephole") == 0
     forget()
     peephole.write_text(PEEPHOLE + "\n# changed\n")
     capsys.readouterr()
-    assert script("predict")(tiny_run(empty).folder, "--plugin", peephole, "filmo brillo") == 0
+    assert (
+        load_script("predict")(tiny_run(untrained).folder, "--plugin", peephole, "filmo brillo")
+        == 0
+    )
     assert "plug-in peephole.py has changed" in capsys.readouterr().err
 
 

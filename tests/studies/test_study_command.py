@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_run import error_of, script, tiny_run, train
+from tiny_run import error_of, load_script, tiny_run, train
 
 from bilstm_attn.explain.agreement import Agreement, kendall
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
@@ -29,7 +29,7 @@ from bilstm_attn.studies.attention_as_explanation.study_result import (
 )
 from bilstm_attn.training.run_dir import RunDir
 
-study = script("study_attention")
+study = load_script("study_attention")
 EXAMPLES = 12
 RESULTS = {
     "attention",
@@ -49,10 +49,10 @@ RESULTS = {
 
 
 @pytest.fixture(scope="module")
-def studied(done, tmp_path_factory):
+def studied(trained, tmp_path_factory):
     """A folder with a run of three seeds, one of them studied; copy before changing it."""
     folder = tmp_path_factory.mktemp("studied")
-    (folder / "cache").symlink_to(done / "cache")
+    (folder / "cache").symlink_to(trained / "cache")
     for seed in range(3):
         fields = {"data__dataset": "imdb", "train__epochs": 1, "model__dense_size": 0}
         assert train(folder, "--name", "tiny", "--seed", seed, **fields) == 0
@@ -311,19 +311,21 @@ def test_damaged_result_is_one_line(tmp_path):
         ([], "movie_reviews has no test split to study"),
     ],
 )
-def test_mistake_is_one_line(own, arguments, message):
-    assert message in error_of(study, tiny_run(own).folder, *arguments, "--cache", own / "cache")
+def test_mistake_is_one_line(trained_copy, arguments, message):
+    assert message in error_of(
+        study, tiny_run(trained_copy).folder, *arguments, "--cache", trained_copy / "cache"
+    )
 
 
 @pytest.mark.slow
-def test_run_without_attention_is_refused(empty):
-    assert train(empty, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
-    message = error_of(study, tiny_run(empty).folder, "--cache", empty / "cache")
+def test_run_without_attention_is_refused(untrained):
+    assert train(untrained, "--name", "tiny", model__pooling="max", train__epochs=1) == 0
+    message = error_of(study, tiny_run(untrained).folder, "--cache", untrained / "cache")
     assert "has no attention to study: its pooling is 'max'" in message
 
 
-def test_runs_with_equal_names_are_refused(own):
-    folder = tiny_run(own).folder
+def test_runs_with_equal_names_are_refused(trained_copy):
+    folder = tiny_run(trained_copy).folder
     assert "run names must be distinct, got tiny, tiny" in error_of(study, folder, folder)
 
 

@@ -59,7 +59,7 @@ def write_cache(folder: Path, dataset: str = "movie_reviews") -> Path:
     return cache_folder(dataset, folder)
 
 
-def script(name: str) -> Callable[[list[str]], int]:
+def load_script(name: str) -> Callable[[list[str]], int]:
     """Returns `main` of scripts/`name`.py, to be called with strings or paths."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -90,7 +90,7 @@ def train(folder: Path, *more: object, recipe: object = "quickstart", **fields: 
     flags = [(f"--{name}", value) for name, value in (FIELDS | changed).items()]
     arguments = [word for flag in flags for word in flag]
     places = ["--runs", folder / "runs", "--cache", folder / "cache", "--log-every-steps", 2]
-    return script("train")(recipe, *places, *arguments, *more)
+    return load_script("train")(recipe, *places, *arguments, *more)
 
 
 @contextlib.contextmanager
@@ -118,14 +118,14 @@ def error_reading(source: Source, split: str = "train") -> str:
     return error_of(lambda: list(source.read(split)))
 
 
-def flip(path: Path, at: int) -> None:
+def flip_bit(path: Path, at: int) -> None:
     """Flips a bit of the byte at `at`."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
 
 
-def cut(path: Path, size: int) -> None:
+def truncate(path: Path, size: int) -> None:
     """Leaves the first `size` bytes."""
     path.write_bytes(path.read_bytes()[:size])
 
@@ -157,7 +157,7 @@ def compile_once(factory: pytest.TempPathFactory) -> None:
     _compile_once(factory.getbasetemp())
 
 
-def trained(factory: pytest.TempPathFactory) -> Path:
+def train_once(factory: pytest.TempPathFactory) -> Path:
     """Returns a folder that is made once a session: "cache", and "runs"/tiny/seed0, finished.
 
     Copy what you change.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_run import cut, error_of, flip, full_disk
+from tiny_run import error_of, flip_bit, full_disk, truncate
 
 from bilstm_attn.config import Config, ModelConfig
 from bilstm_attn.data.vocabulary import Vocabulary
@@ -59,7 +59,7 @@ def two_steps(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(two_steps, tmp_path) -> Path:
+def saved_copy(two_steps, tmp_path) -> Path:
     """A copy that the test may change."""
     return Path(shutil.copytree(two_steps, tmp_path / "checkpoints"))
 
@@ -108,24 +108,24 @@ def test_newest_checkpoint_up_to_a_step_comes_back(two_steps):
     assert same(restored, state(4))
 
 
-def test_rewound_checkpoints_can_be_saved_again(own):
-    with Checkpoints(own) as checkpoints:
+def test_rewound_checkpoints_can_be_saved_again(saved_copy):
+    with Checkpoints(saved_copy) as checkpoints:
         checkpoints.rewind(4)
         assert checkpoints.steps() == [4]
         checkpoints.save(5, state(5), {})  # before 7, which was there
-    assert same(restore(own)[0][0], state(5))
+    assert same(restore(saved_copy)[0][0], state(5))
 
 
-def test_only_the_newest_two_are_kept(own):
-    with Checkpoints(own) as checkpoints:
+def test_only_the_newest_two_are_kept(saved_copy):
+    with Checkpoints(saved_copy) as checkpoints:
         checkpoints.save(9, state(9), {})
-    assert sorted(path.name for path in own.iterdir()) == ["7", "9"]
+    assert sorted(path.name for path in saved_copy.iterdir()) == ["7", "9"]
 
 
-def test_saving_a_step_again_keeps_the_first(own):
-    with Checkpoints(own) as checkpoints:
+def test_saving_a_step_again_keeps_the_first(saved_copy):
+    with Checkpoints(saved_copy) as checkpoints:
         checkpoints.save(7, state(8), {"epochs": [8]})
-    assert same(restore(own)[0][0], state(7))
+    assert same(restore(saved_copy)[0][0], state(7))
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):
@@ -138,11 +138,11 @@ def files_of(folder: Path) -> list[str]:
 
 def damage_file(path: Path, damage: str) -> None:
     if damage == "flipped":
-        flip(path, path.stat().st_size // 2)
+        flip_bit(path, path.stat().st_size // 2)
     elif damage == "missing":
         path.unlink()
     else:
-        cut(path, path.stat().st_size // 2 if damage == "cut" else 0)
+        truncate(path, path.stat().st_size // 2 if damage == "cut" else 0)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "missing"])
@@ -165,67 +165,71 @@ def test_damage_to_any_file_of_a_checkpoint_falls_back_to_the_one_before(
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
-def test_damage_to_the_digests_falls_back_too(own, damage):
-    damage_file(own / "7" / checkpoint.DIGESTS, damage)
-    (restored, _), said = restore(own)
+def test_damage_to_the_digests_falls_back_too(saved_copy, damage):
+    damage_file(saved_copy / "7" / checkpoint.DIGESTS, damage)
+    (restored, _), said = restore(saved_copy)
     assert same(restored, state(4))
     assert len(said) == 1
 
 
-def test_checkpoint_killed_before_its_digests_were_written_serves(own):
-    (own / "7" / checkpoint.DIGESTS).unlink()
-    assert same(restore(own)[0][0], state(7))
+def test_checkpoint_killed_before_its_digests_were_written_serves(saved_copy):
+    (saved_copy / "7" / checkpoint.DIGESTS).unlink()
+    assert same(restore(saved_copy)[0][0], state(7))
 
 
-def test_without_digests_the_state_has_one_of_its_own(own):
-    (own / "7" / checkpoint.DIGESTS).unlink()
-    path = own / "7" / "record" / "metadata"
+def test_without_digests_the_state_has_one_of_its_own(saved_copy):
+    (saved_copy / "7" / checkpoint.DIGESTS).unlink()
+    path = saved_copy / "7" / "record" / "metadata"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"state_sha256": tree_sha256(state(8))}))
-    (restored, _), said = restore(own)
+    (restored, _), said = restore(saved_copy)
     assert same(restored, state(4))
     assert said == ["checkpoint 7 is damaged (its digest differs); trying the one before"]
 
 
-def test_every_checkpoint_damaged_is_one_error(own):
+def test_every_checkpoint_damaged_is_one_error(saved_copy):
     for step in ("4", "7"):
-        damage_file(own / step / "state" / "manifest.ocdbt", "flipped")
+        damage_file(saved_copy / step / "state" / "manifest.ocdbt", "flipped")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; start again"):
-        restore(own)
+        restore(saved_copy)
 
 
-def test_unfinished_save_is_passed_over(own):
-    (own / "9.orbax-checkpoint-tmp").mkdir()
-    shutil.copytree(own / "7" / "state", own / "9.orbax-checkpoint-tmp" / "state")
-    (restored, _), _ = restore(own)
+def test_unfinished_save_is_passed_over(saved_copy):
+    (saved_copy / "9.orbax-checkpoint-tmp").mkdir()
+    shutil.copytree(saved_copy / "7" / "state", saved_copy / "9.orbax-checkpoint-tmp" / "state")
+    (restored, _), _ = restore(saved_copy)
     assert same(restored, state(7))
 
 
-def test_full_disk_is_one_error_without_tracebacks_of_orbax(own, capfd):
-    before = files_of(own)
-    with Checkpoints(own) as checkpoints, full_disk(1000), pytest.raises(UserError) as caught:
+def test_full_disk_is_one_error_without_tracebacks_of_orbax(saved_copy, capfd):
+    before = files_of(saved_copy)
+    with (
+        Checkpoints(saved_copy) as checkpoints,
+        full_disk(1000),
+        pytest.raises(UserError) as caught,
+    ):
         checkpoints.save(9, state(9), {"epochs": [9]})
-    assert str(caught.value).startswith(f"cannot save {own / '9'}: File too large; ")
+    assert str(caught.value).startswith(f"cannot save {saved_copy / '9'}: File too large; ")
     assert capfd.readouterr().err == ""
-    assert files_of(own) == before
+    assert files_of(saved_copy) == before
 
 
-def test_disk_that_fills_up_within_a_save_keeps_the_earlier_checkpoints(own, monkeypatch):
+def test_disk_that_fills_up_within_a_save_keeps_the_earlier_checkpoints(saved_copy, monkeypatch):
     monkeypatch.setattr(checkpoint, "_require_space", lambda folder, state: None)
-    with Checkpoints(own) as checkpoints:
+    with Checkpoints(saved_copy) as checkpoints:
         with full_disk(64), pytest.raises(UserError) as caught:
             checkpoints.save(9, state(9), {"epochs": [9]})
         message = str(caught.value)
-        assert message.startswith(f"cannot save {own / '9'}: ")
+        assert message.startswith(f"cannot save {saved_copy / '9'}: ")
         assert message.endswith("free some space, then run again, a training with --resume")
         assert "everything saved earlier is intact" in message
         assert "\n" not in message
-    (restored, _), said = restore(own)
+    (restored, _), said = restore(saved_copy)
     assert same(restored, state(7))
     assert said == []
-    with Checkpoints(own) as checkpoints:  # there is space again
+    with Checkpoints(saved_copy) as checkpoints:  # there is space again
         checkpoints.save(9, state(9), {"epochs": [9]})
-    assert same(restore(own)[0][0], state(9))
+    assert same(restore(saved_copy)[0][0], state(9))
 
 
 # Files
@@ -333,7 +337,7 @@ def test_model_cut_short_anywhere_is_noticed(model):
 
 
 def test_flipped_parameter_names_the_file_and_what_to_do(model):
-    flip(model, model.stat().st_size - 1)
+    flip_bit(model, model.stat().st_size - 1)
     assert error_loading(model) == (
         f"{model} is damaged: its digest differs; copy it again from its source"
     )

@@ -47,8 +47,8 @@ def golden_values(folder: Path, name: str) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_training_steps_match_the_stored_values(empty, name):
-    values = golden_values(empty, name)
+def test_training_steps_match_the_stored_values(untrained, name):
+    values = golden_values(untrained, name)
     if os.environ.get("PRINT_GOLDEN"):
         print("\n" + json.dumps({name: values}))
         pytest.skip("prints new values instead of comparing them")

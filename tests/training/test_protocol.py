@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import train, trained
+from tiny_run import train, train_once
 
 from bilstm_attn.config import Config, DataConfig, TrainConfig
 from bilstm_attn.errors import UserError
@@ -20,10 +20,10 @@ IMDB = {"data__dataset": "imdb", "train__select": "best"}
 
 
 @pytest.fixture
-def empty(tmp_path_factory, tmp_path, monkeypatch):
+def untrained(tmp_path_factory, tmp_path, monkeypatch):
     """A folder with tokens and no run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cache").symlink_to(trained(tmp_path_factory) / "cache")
+    (tmp_path / "cache").symlink_to(train_once(tmp_path_factory) / "cache")
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def records(run, kind):
 
 
 @pytest.mark.slow
-def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monkeypatch):
+def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(untrained, monkeypatch):
     measured = []
 
     def fake_measure(task, logits, labels):
@@ -43,22 +43,22 @@ def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(empty, monk
     monkeypatch.setattr(training.Console, "epoch", lambda *given: None)
     monkeypatch.setattr(session, "draw_curves", lambda *given: None)
     fields = {"data__dataset": "imdb", "data__validation_examples": 0}
-    assert train(empty, recipe="tutorial", **fields) == 0
-    run = RunDir(empty / "runs" / "tutorial" / "seed0")
+    assert train(untrained, recipe="tutorial", **fields) == 0
+    run = RunDir(untrained / "runs" / "tutorial" / "seed0")
     assert measured == [20, 20]  # the whole test split, after each of two epochs
     assert [record["test_accuracy"] for record in records(run, "epoch")] == [1.0, 0.5]
     assert records(run, "final") == []
     last = load_model(run.model).params["logit"]["bias"]
-    again = empty / "again"
+    again = untrained / "again"
     again.mkdir()
-    (again / "cache").symlink_to((empty / "cache").resolve())
+    (again / "cache").symlink_to((untrained / "cache").resolve())
     assert train(again, recipe="tutorial", **fields, train__epochs=1) == 0
     first = load_model(again / "runs" / "tutorial" / "seed0" / "model.safetensors")
     assert not np.array_equal(first.params["logit"]["bias"], last)
 
 
 @pytest.mark.slow
-def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monkeypatch):
+def test_best_validation_epoch_is_exported_and_test_is_measured_once(untrained, monkeypatch):
     accuracies, measure = iter([0.5, 0.9, 0.9, 0.4]), Binary.measure
     exported, tested = [], []
 
@@ -78,17 +78,19 @@ def test_best_validation_epoch_is_exported_and_test_is_measured_once(empty, monk
         tested.append(split)
         return measure_split(model, run, tokens, split, *given)
 
-    run = RunDir(empty / "runs" / "best" / "seed0")
+    run = RunDir(untrained / "runs" / "best" / "seed0")
     with monkeypatch.context() as patch:
         patch.setattr(Binary, "measure", fake_measure)
         patch.setattr(training, "export_model", spy_on_export)
         patch.setattr(session, "measure_split", spy_on_test)
-        assert train(empty, recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4) == 0
+        assert train(untrained, recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4) == 0
         assert exported == [1, 2]  # of two equal epochs the first; a worse one never
         assert tested == ["test"]
         before = run.model.read_bytes()
         assert (
-            train(empty, "--resume", recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4)
+            train(
+                untrained, "--resume", recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4
+            )
             == 0
         )
         assert tested == ["test"]
@@ -120,10 +122,10 @@ def test_chosen_epoch_is_the_first_of_the_best_or_the_last():
 
 
 @pytest.mark.slow
-def test_data_of_another_digest_are_not_trained_on(empty):
-    assert train(empty) == 0
-    run = RunDir(empty / "runs" / "quickstart" / "seed0")
+def test_data_of_another_digest_are_not_trained_on(untrained):
+    assert train(untrained) == 0
+    run = RunDir(untrained / "runs" / "quickstart" / "seed0")
     (environment,) = run.environments()
     run.write_environments([environment | {"data_sha256": "0" * 64}])
     with pytest.raises(UserError, match="was begun on other data"):
-        train(empty, "--resume")
+        train(untrained, "--resume")

@@ -20,16 +20,16 @@ def runs(folder, name="tiny", seeds=3) -> list[RunDir]:
 
 
 @pytest.fixture(scope="module")
-def many(done, tmp_path_factory):
+def many(trained, tmp_path_factory):
     """A folder with three seeds, trained in one program; copy before changing it."""
     folder = tmp_path_factory.mktemp("seeds")
-    (folder / "cache").symlink_to(done / "cache")
+    (folder / "cache").symlink_to(trained / "cache")
     assert train(folder, "--name", "tiny", "--seeds", 3) == 0
     return folder
 
 
 @pytest.mark.slow
-def test_each_seed_is_what_it_is_alone(many, done):
+def test_each_seed_is_what_it_is_alone(many, trained):
     for seed, together in enumerate(runs(many)):
         assert train(many, "--name", f"alone{seed}", "--seed", seed) == 0
         alone = RunDir(many / "runs" / f"alone{seed}" / f"seed{seed}")
@@ -52,11 +52,11 @@ def test_mean_and_spread_are_printed(many, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["told", "between"])
-def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, fault):
+def test_interrupted_seeds_continue_to_the_same_bits(many, untrained, monkeypatch, fault):
     with monkeypatch.context() as patch:
         if fault == "told":
             at_batch(patch, 3 * 3 + 1, lambda: send(signal.SIGTERM))  # three batches a step
-            assert train(empty, "--name", "tiny", "--seeds", 3) == 143
+            assert train(untrained, "--name", "tiny", "--seeds", 3) == 143
         else:
             save, saved = Checkpoints.save, []
 
@@ -68,9 +68,9 @@ def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, f
 
             patch.setattr(Checkpoints, "save", save_and_kill)
             with pytest.raises(Killed):
-                train(empty, "--name", "tiny", "--seeds", 3)
-    assert train(empty, "--name", "tiny", "--seeds", 3, "--resume") == 0
-    for one, other in zip(runs(empty), runs(many), strict=True):
+                train(untrained, "--name", "tiny", "--seeds", 3)
+    assert train(untrained, "--name", "tiny", "--seeds", 3, "--resume") == 0
+    for one, other in zip(runs(untrained), runs(many), strict=True):
         assert digests(one)[-1] == digests(other)[-1]
         assert losses(one) == losses(other)
 
@@ -82,11 +82,13 @@ def test_interrupted_seeds_continue_to_the_same_bits(many, empty, monkeypatch, f
         (["--seeds", "2", "--seed", 2**32 - 1], "the last seed below 2**32"),
     ],
 )
-def test_seeds_out_of_range_are_refused(empty, words, says):
-    assert says in error_of(train, empty, *words)
+def test_seeds_out_of_range_are_refused(untrained, words, says):
+    assert says in error_of(train, untrained, *words)
 
 
-def test_one_of_the_seeds_that_is_there_already_is_left_as_it_is(many, empty):
-    assert train(empty, "--name", "tiny", "--seed", 1) == 0
-    assert "seed1 holds this run already" in error_of(train, empty, "--name", "tiny", "--seeds", 3)
-    assert not (empty / "runs" / "tiny" / "seed0").exists()
+def test_one_of_the_seeds_that_is_there_already_is_left_as_it_is(many, untrained):
+    assert train(untrained, "--name", "tiny", "--seed", 1) == 0
+    assert "seed1 holds this run already" in error_of(
+        train, untrained, "--name", "tiny", "--seeds", 3
+    )
+    assert not (untrained / "runs" / "tiny" / "seed0").exists()
