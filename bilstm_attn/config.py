@@ -1,19 +1,16 @@
-"""What a run is: frozen dataclasses, recipes, overrides, load and save.
+"""What a run is: frozen dataclasses and their checks.
 
 A config holds what the reader of a results table would ask for, and every default that changes a
 number. Paths, devices and log intervals are arguments of a run and live in `scripts/`.
 """
 
 import dataclasses
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.registry import require_type, unknown
+from bilstm_attn.registry import require_type
 
 Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
@@ -292,7 +289,7 @@ class Config:
             )
 
     def to_json(self) -> str:
-        """Returns the config as indented JSON that `from_json` reads back."""
+        """Returns the config as indented JSON that `config_files.from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
@@ -315,110 +312,3 @@ def fields_of(config: Config) -> dict[str, Any]:
         return found
 
     return flat(dataclasses.asdict(config))
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _vectors_source(path: Any) -> Any:
-    return f"vectors:{path}" if path else path
-
-
-# Fields of earlier versions in saved configs and exports: the path today, and the value's form.
-MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "data.validation_reviews": ("data.validation_examples", _same),
-    "data.train_reviews": ("data.train_examples", _same),
-    "model.products": ("model.matmul_precision", _same),
-    "model.recompute_gates": ("model.remat", _same),
-    "model.vectors": ("train.init_from", _vectors_source),
-    "train.each_epoch": ("train.eval_split", _same),
-}
-
-
-def _migrate(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a saved config with the fields of earlier versions moved."""
-    values = {name: dict(v) if isinstance(v, dict) else v for name, v in values.items()}
-    for old, (new, convert) in MOVED.items():
-        (old_owner, old_name), (new_owner, new_name) = old.split("."), new.split(".")
-        source = values.get(old_owner)
-        if not isinstance(source, dict) or old_name not in source:
-            continue
-        target = values.setdefault(new_owner, {})
-        require(
-            new_name not in target,
-            f"{old} is now named {new}, and both are given; remove {old}",
-        )
-        target[new_name] = convert(source.pop(old_name))
-    return values
-
-
-def from_json(text: str, origin: str) -> Config:
-    """Returns the config that `to_json` wrote, in this version or in an earlier one.
-
-    `origin` names the text in errors.
-
-    Raises:
-      UserError: not JSON, a field this version does not know, or a value out of range.
-    """
-    try:
-        return _from_mapping(Config, _migrate(json.loads(text)), "")
-    except UserError as error:
-        raise UserError(f"{origin} does not fit this version of bilstm_attn: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{origin} is not a saved config ({error}); give a run's folder") from None
-
-
-def _from_mapping(kind: type, values: Mapping[str, Any], path: str) -> Any:
-    hints = get_type_hints(kind)
-    given = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise unknown("field", f"{path}{name}", [f"{path}{known}" for known in hints])
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            value = _from_mapping(hint, value, f"{path}{name}.")
-        elif get_origin(hint) is tuple:
-            value = tuple(value)
-        given[name] = value
-    return kind(**given)
-
-
-def recipe_names(folder: Path) -> list[str]:
-    """Returns the names of the recipes in `folder`."""
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-
-
-def load_recipe(name: str, folder: Path) -> Config:
-    """Returns the config of recipe `name` in `folder`, or of a file at the path `name`.
-
-    A Python file defines `config`, which is named after the file. A `.json` file is a saved
-    config, and keeps its name.
-
-    Raises:
-      UserError: there is no such recipe, or the file holds no config.
-    """
-    path = Path(name) if name.endswith((".py", ".json")) else folder / f"{name}.py"
-    try:
-        found = path.is_file()
-    except OSError:  # such as a name too long for the system
-        found = False
-    if not found:
-        raise unknown("recipe", name, recipe_names(folder))
-    if path.suffix == ".json":
-        return from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError as error:
-        raise UserError(f"recipe {path}: {error}") from None
-    except (Exception, SystemExit) as error:
-        raise UserError(f"recipe {path} cannot be read: {error!r}; fix the file") from None
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UserError(f"recipe {path} must define `config`, a bilstm_attn.config.Config")
-    return dataclasses.replace(config, name=path.stem)

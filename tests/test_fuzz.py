@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny_run import load_script, train_once
 
-from bilstm_attn.config import Config, fields_of, from_json
+from bilstm_attn.config import Config, fields_of
+from bilstm_attn.config_files import from_json
 from bilstm_attn.data.batches import plan_epoch, read_batch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.tokenisers import SEPARATORS, tokenise, word_spans

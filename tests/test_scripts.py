@@ -8,7 +8,7 @@ import jax
 import pytest
 from tiny_run import ROOT, error_of, load_script, tiny_run, train
 
-from bilstm_attn.config import recipe_names
+from bilstm_attn.config_files import recipe_names
 from bilstm_attn.training import commands as session
 
 

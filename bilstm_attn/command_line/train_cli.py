@@ -9,7 +9,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from bilstm_attn.config import BackendChoice, Config, load_recipe, recipe_names
+from bilstm_attn.config import BackendChoice, Config
+from bilstm_attn.config_files import load_recipe, recipe_names
 from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.errors import UserError
 from bilstm_attn.runtime.cli import PluginNames, parse

@@ -11,7 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bilstm_attn.config import Config, from_json
+from bilstm_attn.config import Config
+from bilstm_attn.config_files import from_json
 from bilstm_attn.data.vocabulary import Vocabulary
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.tasks import Task, make_task

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bilstm_attn import __version__
-from bilstm_attn.config import Config, differences, from_json
+from bilstm_attn.config import Config, differences
+from bilstm_attn.config_files import from_json
 from bilstm_attn.errors import UserError
 from bilstm_attn.runtime.distributed import is_main_process
 from bilstm_attn.runtime.files import (

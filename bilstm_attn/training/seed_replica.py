@@ -5,7 +5,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from bilstm_attn.config import Config, differences, from_json
+from bilstm_attn.config import Config, differences
+from bilstm_attn.config_files import from_json
 from bilstm_attn.data.batches import BatchPlan, plan_epoch
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.data.vocabulary import Vocabulary

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import ROOT, error_of, tiny_run
 
 from bilstm_attn.command_line.program import COMMANDS, main
-from bilstm_attn.config import recipe_names
+from bilstm_attn.config_files import recipe_names
 from bilstm_attn.runtime.files import recipes_folder
 
 
