@@ -14,56 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from bilstm_attn.benchmark.float64_model import reference_logits
 from bilstm_attn.benchmark.worker import Work, make_params, save_work
 from bilstm_attn.config import ModelConfig
-from bilstm_attn.nn.metrics import sigmoid
 from bilstm_attn.runtime.console import Console
-from bilstm_attn.types import Batch, Params
 
 Record = dict[str, Any]
 SLOW = 30.0  # seconds: an implementation whose first step takes longer is timed on it alone
 SINGLE = 5  # single reviews a round
-
-
-def reference_logits(params: Params, batch: Batch) -> np.ndarray:
-    """Returns each review's logit by a NumPy float64 loop over its own tokens alone."""
-    tokens, lengths = np.asarray(batch.tokens), np.asarray(batch.length)
-    x = np.asarray(params["embedding"], np.float64)[tokens].transpose(1, 0, 2)
-    mask = np.arange(len(x))[:, None] < lengths
-    last = np.zeros(0)
-    for layer in params["encoder"]["layers"].values():
-        ways = ("forward", "backward")
-        walks = [_walk(layer[way], x, mask, reverse=way == "backward") for way in ways]
-        x = np.concatenate([states for states, _ in walks], axis=-1)
-        last = np.concatenate([end for _, end in walks], axis=-1)
-    p = {name: np.asarray(value, np.float64) for name, value in params["attention"].items()}
-    units = np.tanh(x @ p["states_kernel"] + last @ p["query_kernel"] + p["bias"])
-    scores = np.where(mask, (units @ p["vector"])[..., 0], np.finfo(np.float64).min)
-    weights = mask * np.exp(scores - scores.max(axis=0))
-    total = weights.sum(axis=0)[:, None]
-    context = (weights[..., None] * x).sum(axis=0) / np.where(total > 0, total, 1)
-    dense, logit = params["dense"], params["logit"]
-    return (np.maximum(context @ dense["kernel"] + dense["bias"], 0) @ logit["kernel"])[:, 0] + (
-        logit["bias"]
-    )
-
-
-def _walk(
-    params: Params, x: np.ndarray, mask: np.ndarray, *, reverse: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    kernel, recurrent, bias = (
-        np.asarray(params[name], np.float64)
-        for name in ("input_kernel", "recurrent_kernel", "bias")
-    )
-    h = c = np.zeros((x.shape[1], recurrent.shape[0]))
-    states = np.zeros((*x.shape[:2], h.shape[1]))
-    for t in reversed(range(len(x))) if reverse else range(len(x)):
-        i, f, g, o = np.split(x[t] @ kernel + h @ recurrent + bias, 4, axis=-1)
-        now = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        own = mask[t][:, None]
-        c, h = np.where(own, now, c), np.where(own, sigmoid(o) * np.tanh(now), h)
-        states[t] = np.where(own, h, 0)
-    return states, h
 
 
 class Worker:

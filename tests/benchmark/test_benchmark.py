@@ -9,7 +9,8 @@ from jax.experimental import rnn
 from tiny_run import error_of, load_script, write_cache
 
 from bilstm_attn.benchmark import compare
-from bilstm_attn.benchmark.compare import growth_table, reference_logits, share_of_peak, table
+from bilstm_attn.benchmark.compare import growth_table, share_of_peak, table
+from bilstm_attn.benchmark.float64_model import reference_logits
 from bilstm_attn.benchmark.keras_peer import pad_in_front
 from bilstm_attn.benchmark.peer import Setting, join
 from bilstm_attn.benchmark.peers import PEERS

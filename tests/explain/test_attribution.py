@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 from synthetic_task import keys_of as synthetic_keys
 from synthetic_task import synthetic_task
 
-from bilstm_attn.benchmark.compare import reference_logits
+from bilstm_attn.benchmark.float64_model import reference_logits
 from bilstm_attn.explain.attribution import (
     ATTRIBUTIONS,
     GradientTimesInput,

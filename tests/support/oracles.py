@@ -1,32 +1,16 @@
-"""NumPy float64 loops, written from the equations, one example and one token at a time."""
+"""NumPy float64 oracles: those of the tutorial's model, and loops over tokens for the variants."""
 
 import numpy as np
 
+from bilstm_attn.benchmark.float64_model import (
+    additive_scores,
+    lstm,
+    softmax_without_padding,
+    weighted_sum,
+)
+from bilstm_attn.nn.metrics import sigmoid
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def lstm(params, inputs, lengths, reverse=False):
-    """Returns states [t b h], zero at padding, and the last hidden state [b h]."""
-    w, u, b = (
-        np.asarray(params[name], np.float64)
-        for name in ("input_kernel", "recurrent_kernel", "bias")
-    )
-    size = u.shape[0]
-    states = np.zeros((*inputs.shape[:2], size))
-    last = np.zeros((inputs.shape[1], size))
-    for row, length in enumerate(lengths):
-        h, c = np.zeros(size), np.zeros(size)
-        steps = range(length)
-        for t in reversed(steps) if reverse else steps:
-            gates = inputs[t, row].astype(np.float64) @ w + h @ u + b
-            i, f, g, o = (gates[k * size : (k + 1) * size] for k in range(4))
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-            h = sigmoid(o) * np.tanh(c)
-            states[t, row] = h
-        last[row] = h
-    return states, last
+__all__ = ["RECURRENCES", "attention_scores", "lstm", "pool", "softmax_without_padding"]
 
 
 def gru(params, inputs, lengths, reverse=False):
@@ -57,18 +41,15 @@ RECURRENCES = {"lstm": lstm, "gru": gru}
 
 def attention_scores(name, params, states, query):
     """Returns the score of every state [t b], by the equation of the attention called `name`."""
+    if name == "additive":
+        return additive_scores(params, states, query)
     params = {key: np.asarray(value, np.float64) for key, value in params.items()}
     steps, rows, _ = states.shape
     scores = np.zeros((steps, rows))
     for t in range(steps):
         for row in range(rows):
             h, q = states[t, row], query[row]
-            if name == "additive":
-                units = np.tanh(
-                    params["states_kernel"].T @ h + params["query_kernel"].T @ q + params["bias"]
-                )
-                scores[t, row] = params["vector"][:, 0] @ units
-            elif name == "additive_keys":
+            if name == "additive_keys":
                 units = np.tanh(params["kernel"].T @ h + params["bias"])
                 scores[t, row] = params["vector"][:, 0] @ units
             elif name == "dot":
@@ -80,18 +61,10 @@ def attention_scores(name, params, states, query):
     return scores
 
 
-def softmax_without_padding(scores, lengths):
-    """Returns the weights [t b]: a softmax over the first `length` scores, 0 beyond."""
-    weights = np.zeros_like(scores)
-    for row, length in enumerate(lengths):
-        if length:
-            powers = np.exp(scores[:length, row] - scores[:length, row].max())
-            weights[:length, row] = powers / powers.sum()
-    return weights
-
-
 def pool(name, states, last, weights, lengths):
     """Returns one vector per example [b d], by the pooling called `name`."""
+    if name == "attention":
+        return weighted_sum(weights, states)
     context = np.zeros(states.shape[1:])
     for row, length in enumerate(lengths):
         own = states[:length, row]
@@ -99,8 +72,6 @@ def pool(name, states, last, weights, lengths):
             context[row] = last[row]
         elif length == 0:
             continue
-        elif name == "attention":
-            context[row] = sum(weights[t, row] * own[t] for t in range(length))
         elif name == "mean":
             context[row] = own.mean(axis=0)
         elif name == "max":
