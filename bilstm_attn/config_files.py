@@ -45,7 +45,9 @@ def from_json(text: str, origin: str) -> Config:
     except UserError as error:
         raise UserError(f"{origin} does not fit this version of bilstm_attn: {error}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{origin} is not a saved config ({error}); give a run's folder") from None
+        raise UserError(
+            f"{origin} is not a saved config ({error}); give the config.json of a run"
+        ) from None
 
 
 def _rename_old_fields(values: dict[str, Any]) -> dict[str, Any]:

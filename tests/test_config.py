@@ -13,7 +13,7 @@ from bilstm_attn.config import (
     TrainConfig,
 )
 
-# The harness checks annotations before the package's own check: this copy has only the latter.
+# The harness checks annotations before the package's own checks; in this copy it does not.
 unchecked = unchecked_copy(config)
 
 
@@ -28,7 +28,7 @@ unchecked = unchecked_copy(config)
         (DataConfig, "bucket_edges", (4, 4)),
         (DataConfig, "bucket_edges", (4, 3)),
         (DataConfig, "bucket_edges", (0, 3)),
-        (DataConfig, "batch_size", 6),  # no multiple of the 4 groups
+        (DataConfig, "batch_size", 6),  # not a multiple of the 4 length groups
         (ModelConfig, "embedding_size", 0),
         (ModelConfig, "hidden_size", -3),
         (ModelConfig, "layers", 0),
@@ -52,14 +52,14 @@ unchecked = unchecked_copy(config)
         (Config, "seed", 2**32),
     ],
 )
-def test_value_out_of_range_names_its_field_and_what_came(kind, field, value):
+def test_error_for_a_value_out_of_range_names_the_field_and_the_value(kind, field, value):
     message = error_of(kind, **{field: value})
     assert field in message
     assert str(value) in message
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "value", "wanted"),
+    ("kind", "field", "value", "expected_type"),
     [
         ("DataConfig", "batch_size", 8.0, "int"),
         ("DataConfig", "train_examples", "all", "int | None"),
@@ -74,44 +74,44 @@ def test_value_out_of_range_names_its_field_and_what_came(kind, field, value):
         ("Config", "model", {"cell": "gru"}, "ModelConfig"),
     ],
 )
-def test_value_of_another_type_names_its_field_and_the_type(kind, field, value, wanted):
+def test_error_for_a_wrong_type_names_the_field_and_the_type(kind, field, value, expected_type):
     message = error_of(getattr(unchecked, kind), **{field: value})
-    assert message.endswith(f"{field} must be {wanted}, got {value!r}")
+    assert message.endswith(f"{field} must be {expected_type}, got {value!r}")
 
 
-def test_unknown_choice_in_a_recipe_is_an_error():
-    says = "unknown train.select 'lst'; choose best, last (did you mean 'last'?)"
-    assert error_of(unchecked.TrainConfig, select="lst") == says
+def test_unknown_choice_is_an_error_that_lists_the_choices():
+    expected = "unknown train.select 'lst'; choose best, last (did you mean 'last'?)"
+    assert error_of(unchecked.TrainConfig, select="lst") == expected
 
 
-def test_nothing_may_be_selected_on_the_test_split():
-    held_out, none = DataConfig(), DataConfig(validation_examples=0)
-    for data, select in [(held_out, "last"), (none, "best")]:
+def test_the_test_split_cannot_be_used_for_selection():
+    with_validation, without = DataConfig(), DataConfig(validation_examples=0)
+    for data, select in [(with_validation, "last"), (without, "best")]:
         message = error_of(Config, data=data, train=TrainConfig(eval_split="test", select=select))
-        assert "must select nothing" in message
-    Config(data=none, train=TrainConfig(eval_split="test", select="last"))
+        assert "must not be used for selection" in message
+    Config(data=without, train=TrainConfig(eval_split="test", select="last"))
 
 
-def test_microbatches_that_do_not_divide_a_group_are_an_error():
-    says = (
-        "train.microbatches must divide each group of 64 reviews (data.batch_size by the groups of "
-        "data.bucket_edges), got 3"
+def test_microbatches_that_do_not_divide_a_length_group_are_an_error():
+    expected = (
+        "train.microbatches must divide 64, the examples per length group (data.batch_size / "
+        "number of groups), got 3"
     )
-    assert error_of(Config, train=TrainConfig(microbatches=3)) == says
+    assert error_of(Config, train=TrainConfig(microbatches=3)) == expected
 
 
-def test_validation_needs_reviews_held_out():
+def test_evaluation_on_validation_needs_validation_examples():
     message = error_of(Config, data=DataConfig(validation_examples=0))
     assert message.startswith(
         "train.eval_split 'validation' needs data.validation_examples above 0"
     )
 
 
-def test_edges_end_with_the_longest_review_that_is_read():
+def test_last_padded_length_is_max_tokens():
     assert DataConfig(bucket_edges=(3, 5, 7), max_tokens=9).edges == (3, 5, 7, 9)
     assert DataConfig(bucket_edges=(3, 5, 7), max_tokens=5).edges == (3, 5)
     assert DataConfig(bucket_edges=(), max_tokens=5).edges == (5,)
 
 
-def test_groups_share_a_batch_equally():
+def test_length_groups_divide_a_batch_equally():
     assert DataConfig(bucket_edges=(3, 5), max_tokens=9, batch_size=12).group_size == 4

@@ -12,12 +12,12 @@ from bilstm_attn import config, config_files
 from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bilstm_attn.config_files import from_json, load_recipe, recipe_names
 
-# The harness checks annotations before the package's own check: this copy has only the latter.
+# The harness checks annotations before the package's own checks; in this copy it does not.
 unchecked = unchecked_copy(config_files, (config, unchecked_copy(config)))
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-# Every field, at another value than its default.
+# Every field but EXCEPTION differs from its default.
 OTHER = Config(
     name="other",
     seed=3,
@@ -77,41 +77,42 @@ OTHER = Config(
 
 
 def leaves(config) -> dict[str, object]:
-    """Returns every field that holds no fields itself, by its path."""
-    found = {}
+    """Returns the value of every leaf field by its dotted path."""
+    values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         inner = leaves(value) if dataclasses.is_dataclass(value) else {"": value}
-        found |= {f"{field.name}.{path}".rstrip("."): leaf for path, leaf in inner.items()}
-    return found
+        values |= {f"{field.name}.{path}".rstrip("."): leaf for path, leaf in inner.items()}
+    return values
 
 
 def replace(config, path: str, value):
+    """Returns `config` with the leaf field at a dotted path set to `value`."""
     name, _, rest = path.partition(".")
     return dataclasses.replace(
         config, **{name: replace(getattr(config, name), rest, value) if rest else value}
     )
 
 
-# Saved and read back
+# Saved configs
 
 
-def test_json_gives_the_same_config_back():
-    assert from_json(OTHER.to_json(), "there") == OTHER
-    assert from_json(Config().to_json(), "there") == Config()
+def test_config_survives_a_round_trip_through_json():
+    assert from_json(OTHER.to_json(), "a.json") == OTHER
+    assert from_json(Config().to_json(), "a.json") == Config()
 
 
-ONLY = "train.eval_split"  # its other value needs two more fields to change
+EXCEPTION = "train.eval_split"  # its other value requires changes of two more fields
 
 
-@pytest.mark.parametrize("path", sorted(set(leaves(OTHER)) - {ONLY}))
-def test_json_differs_when_a_field_does(path):
-    assert leaves(OTHER)[path] != leaves(Config())[path]  # else it proves nothing
+@pytest.mark.parametrize("path", sorted(set(leaves(OTHER)) - {EXCEPTION}))
+def test_json_changes_with_every_field(path):
+    assert leaves(OTHER)[path] != leaves(Config())[path]  # otherwise the test proves nothing
     changed = replace(Config(), path, leaves(OTHER)[path])
     assert changed.to_json() != Config().to_json()
 
 
-def test_config_saved_before_fields_were_renamed_loads():
+def test_config_with_old_field_names_loads():
     text = (Path(__file__).parent / "data" / "config-before-renaming.json").read_text()
     expected = Config(
         name="old",
@@ -119,10 +120,10 @@ def test_config_saved_before_fields_were_renamed_loads():
         model=ModelConfig(matmul_precision="bfloat16", remat=True),
         train=TrainConfig(eval_split="validation"),
     )
-    assert from_json(text, "there") == expected
+    assert from_json(text, "a.json") == expected
 
 
-def test_saved_config_with_an_unknown_field_is_of_another_version():
+def test_error_for_an_unknown_field_names_the_file_and_the_nearest_field():
     values = json.loads(OTHER.to_json())
     values["model"]["hiden_size"] = 3
     message = error_of(from_json, json.dumps(values), "runs/a/config.json")
@@ -132,14 +133,14 @@ def test_saved_config_with_an_unknown_field_is_of_another_version():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"data": 5}', '{"model": [1]}'])
-def test_what_is_no_saved_config_is_an_error(text):
+def test_text_that_is_not_a_saved_config_is_an_error(text):
     message = error_of(unchecked.from_json, text, "runs/a/config.json")
     assert message.startswith("runs/a/config.json is not a saved config (")
-    assert message.endswith("give a run's folder")
+    assert message.endswith("give the config.json of a run")
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "expected"),
     [
         ("model.hidden_size", "64", "model.hidden_size must be int, got '64'"),
         ("model.cell", 5, "model.cell must be str, got 5"),
@@ -149,18 +150,18 @@ def test_what_is_no_saved_config_is_an_error(text):
         ("data.bucket_edges", "ab", "data.bucket_edges must be tuple[int, ...], got ('a', 'b')"),
     ],
 )
-def test_saved_value_that_will_not_do_names_its_field(path, value, says):
+def test_error_for_an_invalid_saved_value_names_its_field(path, value, expected):
     owner, name = path.split(".")
     values = json.loads(OTHER.to_json())
     values[owner][name] = value
-    assert says in error_of(unchecked.from_json, json.dumps(values), "there")
+    assert expected in error_of(unchecked.from_json, json.dumps(values), "a.json")
 
 
 # Recipes
 
 
 @pytest.mark.parametrize("name", recipe_names(CONFIGS))
-def test_recipe_says_source_command_and_result_in_forty_lines(name):
+def test_recipe_states_its_source_command_and_result_in_forty_lines(name):
     lines = (CONFIGS / f"{name}.py").read_text().splitlines()
     assert len(lines) <= 40
     for word in ("Source:", "Run:", "Result:"):
@@ -168,31 +169,31 @@ def test_recipe_says_source_command_and_result_in_forty_lines(name):
     assert load_recipe(name, CONFIGS).name == name
 
 
-def test_recipe_may_be_a_file_anywhere(tmp_path):
+def test_recipe_can_be_a_file_outside_the_recipes_folder(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from bilstm_attn.config import *\nconfig = Config(seed=5)\n")
     assert load_recipe(str(path), CONFIGS) == Config(name="mine", seed=5)
 
 
-def test_saved_config_is_a_recipe_and_keeps_its_name(tmp_path):
+def test_saved_config_is_a_recipe_that_keeps_its_name(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(OTHER.to_json())
     assert load_recipe(str(path), CONFIGS) == OTHER
 
 
-def test_vectors_of_a_config_saved_earlier_become_the_source_of_initial_parameters():
+def test_model_vectors_of_an_old_config_become_train_init_from():
     values = json.loads(Config().to_json())
     del values["train"]["init_from"]
     for path, init_from in [("some.vec", "vectors:some.vec"), ("", "")]:
         values["model"]["vectors"] = path
         values["train"].pop("init_from", None)
-        assert from_json(json.dumps(values), "there").train.init_from == init_from
+        assert from_json(json.dumps(values), "a.json").train.init_from == init_from
 
 
-def test_field_given_under_its_old_and_its_new_name_is_an_error():
+def test_field_under_both_its_old_and_its_new_name_is_an_error():
     values = json.loads(Config().to_json())
     values["model"]["remat"], values["model"]["recompute_gates"] = True, False
-    message = error_of(from_json, json.dumps(values), "there")
+    message = error_of(from_json, json.dumps(values), "a.json")
     assert "model.recompute_gates is now named model.remat, and both are given" in message
 
 
@@ -204,7 +205,7 @@ def test_unknown_recipe_lists_the_recipes():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "must define `config`, a bilstm_attn.config.Config"),
         ("config = {'seed': 1}", "must define `config`, a bilstm_attn.config.Config"),
@@ -218,15 +219,15 @@ def test_unknown_recipe_lists_the_recipes():
         (b"config = 'caf\xe9'", "cannot be read: SyntaxError("),
     ],
 )
-def test_recipe_that_will_not_do_is_one_line(tmp_path, text, says):
+def test_invalid_recipe_is_a_one_line_error(tmp_path, text, expected):
     path = tmp_path / "mine.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     message = error_of(load_recipe, str(path), CONFIGS)
     assert message.startswith(f"recipe {path} ")
-    assert says in message
+    assert expected in message
 
 
-def test_recipe_with_a_value_out_of_range_names_the_recipe_and_the_field(tmp_path):
+def test_error_for_an_invalid_value_in_a_recipe_names_the_recipe_and_the_field(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from bilstm_attn.config import *\nconfig = Config(seed=-5)\n")
     message = error_of(load_recipe, str(path), CONFIGS)

@@ -90,7 +90,7 @@ def test_help_without_a_recipe_lists_recipes_and_every_field_and_needs_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "False"
-    for words in ("--model.hidden-size INT", "Hidden units of one direction.", "tutorial"):
+    for words in ("--model.hidden-size INT", "Hidden units per direction.", "tutorial"):
         assert words in done.stdout
 
 

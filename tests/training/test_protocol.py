@@ -102,9 +102,9 @@ def test_best_validation_epoch_is_exported_and_test_is_measured_once(untrained, 
 
 
 def test_selecting_on_test_is_refused():
-    with pytest.raises(UserError, match="must select nothing"):
+    with pytest.raises(UserError, match="must not be used for selection"):
         Config(data=DataConfig(validation_examples=0), train=TrainConfig(eval_split="test"))
-    with pytest.raises(UserError, match="must select nothing"):
+    with pytest.raises(UserError, match="must not be used for selection"):
         Config(train=TrainConfig(eval_split="test", select="last"))
 
 
