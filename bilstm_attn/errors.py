@@ -1,8 +1,8 @@
-"""The one error a user can cause and mend."""
+"""The exception for mistakes that a user can fix."""
 
 
 class UserError(Exception):
-    """A mistake that one line can explain: what must hold, what came, what to do.
+    """A mistake of the user, in one line: what must hold, what came, what to do.
 
-    Scripts print it without a traceback and leave with status 2.
+    Commands print it without a traceback and exit with status 2.
     """
