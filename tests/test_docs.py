@@ -3,14 +3,12 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plugin_tables import plugin_scope
 from tiny_run import tiny_run, train
-
-from bilstm_attn.nn import attention, cells, encoder
-from bilstm_attn.runtime import plugins
-from bilstm_attn.training import objectives
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,15 +65,10 @@ def test_readme_code_runs(tmp_path):
 
 
 @pytest.fixture
-def tables():
-    """Restores the tables that plug-ins add to."""
-    ours = [cells.CELLS, encoder.ENCODERS, attention.ATTENTIONS, objectives.OBJECTIVES]
-    before = [dict(table) for table in ours]
-    yield
-    plugins._loaded.clear()
-    for table, entries in zip(ours, before, strict=True):
-        table.clear()
-        table.update(entries)
+def no_plugins() -> Iterator[None]:
+    """Unloads the plug-ins of a test after it."""
+    with plugin_scope():
+        yield
 
 
 @pytest.mark.slow
@@ -93,7 +86,7 @@ def tables():
         ),
     ],
 )
-def test_plugins_of_the_guide_train(title, flags, untrained, tables):
+def test_plugins_of_the_guide_train(title, flags, untrained, no_plugins):
     code = dict(python_blocks(ROOT / "docs" / "extending.md"))[title]
     (untrained / title).write_text(code)
     assert train(untrained, "--plugin", untrained / title, "--name", "tiny", *flags) == 0

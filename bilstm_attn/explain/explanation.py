@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from bilstm_attn.config import DataConfig
 from bilstm_attn.data.splits import Examples
-from bilstm_attn.data.tokenisers import tokenise, word_spans
+from bilstm_attn.data.tokenisers import make_tokeniser, word_spans
 from bilstm_attn.explain.agreement import kendall
 from bilstm_attn.explain.attribution import (
     Attribution,
@@ -76,6 +76,7 @@ class Explanation(NamedTuple):
 
 def encode_texts(texts: Sequence[str], labels: Sequence[int], exported: Exported) -> Examples:
     """Returns texts as examples, tokenised with the model's vocabulary and truncated."""
+    tokenise = make_tokeniser(exported.config.data)
     ids = [exported.vocabulary.encode(tokenise(text)) for text in texts]
     stops = np.cumsum([len(each) for each in ids], dtype=np.int64)
     counts = np.diff(stops, prepend=0)
@@ -155,9 +156,9 @@ class Explainer:
         predicted, probabilities = task.predicted(logits), task.probabilities(logits)[:, -1]
         weights, errors = self._attribute(attributions, examples)
         disagreements = disagreement(list(weights.values()), examples.lengths)
-        explanations = []
+        tokeniser, explanations = make_tokeniser(self.exported.config.data), []
         for row, text in enumerate(texts):
-            spans, length = word_spans(text), int(examples.lengths[row])
+            spans, length = word_spans(tokeniser, text), int(examples.lengths[row])
             start_tokens = int(length > len(spans))  # 0 if truncation removes the start token
             row_weights = {name: each[row, :length] for name, each in weights.items()}
             explanations.append(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bilstm_attn.data.tokenisers import tokenise, word_spans
+from bilstm_attn.data.tokenisers import Tokeniser, make_tokeniser, word_spans
 from bilstm_attn.data.vocabulary import START, UNKNOWN, Vocabulary, clip
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
@@ -57,13 +57,15 @@ class Prediction(NamedTuple):
         }
 
 
-def read_text(text: str, vocabulary: Vocabulary, max_tokens: int) -> np.ndarray:
+def read_text(
+    text: str, tokeniser: Tokeniser, vocabulary: Vocabulary, max_tokens: int
+) -> np.ndarray:
     """Returns the ids `int32[t]` of the part of `text` that a model reads.
 
     Raises:
       UserError: the text has no word, no word of the vocabulary, or too many words.
     """
-    words = tokenise(text)
+    words = tokeniser(text)
     if not words:
         raise UserError("the text is empty; give at least one word")
     if len(words) > MAX_WORDS:
@@ -93,12 +95,13 @@ class Predictor:
         self.config, self.vocabulary = exported.config, exported.vocabulary
         self.has_attention = POOLINGS[self.config.model.pooling].uses_attention
         self.task = exported.task
+        self._tokeniser = make_tokeniser(self.config.data)
         self._params = exported.params
         self._model = jax.jit(Model(self.config.model, self.vocabulary.size).__call__)
 
     def read(self, text: str) -> np.ndarray:
         """Returns the ids `int32[t]` that the model reads of `text`; raises as `read_text`."""
-        return read_text(text, self.vocabulary, self.config.data.max_tokens)
+        return read_text(text, self._tokeniser, self.vocabulary, self.config.data.max_tokens)
 
     def __call__(self, texts: Iterable[str]) -> list[Prediction]:
         """Returns a prediction for each text.
@@ -136,7 +139,7 @@ class Predictor:
         self, text: str, ids: np.ndarray, weights: np.ndarray
     ) -> tuple[list[Word], int, int]:
         """Returns the words with their weights, and the number of words read and given."""
-        spans = word_spans(text)
+        spans = word_spans(self._tokeniser, text)
         start_tokens = int(ids[0] == START)  # before the first word, unless truncated
         read = len(ids) - start_tokens
         words = [

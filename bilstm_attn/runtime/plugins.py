@@ -35,6 +35,7 @@ FAMILIES = {
     "POOLINGS": Family("bilstm_attn.nn.pooling", "Pooling"),
     "OBJECTIVES": Family("bilstm_attn.training.objectives", "Objective"),
     "DATASETS": Family("bilstm_attn.data.sources", "Source"),
+    "TOKENISERS": Family("bilstm_attn.data.tokenisers", "Tokeniser"),
     "ATTRIBUTIONS": Family("bilstm_attn.explain.attribution", "Attribution"),
 }
 

@@ -22,6 +22,7 @@ from bilstm_attn.data.splits import (
     split_examples,
 )
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.data.tokenisers import make_tokeniser
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.evaluate import (
     make_logits_step,
@@ -226,11 +227,11 @@ def _prepare(config: Config, locations: DataLocations, console: Console) -> Toke
     """Returns the tokens, which the first process prepares; the others too, on other machines."""
 
     def prepare() -> None:
-        prepare_tokens(config.data.dataset, locations, Console(quiet=True))
+        prepare_tokens(config.data, locations, Console(quiet=True))
 
     if jax.process_count() > 1:
         on_main_process(prepare)
-    return prepare_tokens(config.data.dataset, locations, console)
+    return prepare_tokens(config.data, locations, console)
 
 
 def _say_lengths(tokens: TokenCache, console: Console) -> None:
@@ -316,7 +317,8 @@ def check_names(config: Config) -> None:
     """Raises a `UserError` for a name or option in `config` that no table knows."""
     jax.eval_shape(Model(config.model, vocabulary_size=5).init, jax.random.key(0))
     make("objective", OBJECTIVES, config.train.objective, config.train.objective_options)
-    cache_folder(config.data.dataset, Path())
+    make_tokeniser(config.data)
+    cache_folder(config.data, Path())
 
 
 def measure_split(
@@ -393,7 +395,7 @@ def run_evaluation(
     config = exported.config
     mesh = make_mesh(config.data.group_size, devices)
     enable_compile_cache(console.print)
-    tokens = prepare_tokens(config.data.dataset, locations, console)
+    tokens = prepare_tokens(config.data, locations, console)
     split = split or ("test" if "test" in tokens.splits else "validation")
     chosen_backend = choose_backend(backend, config, console.print)
     measured = measure_split(exported, run, tokens, split, chosen_backend, mesh, console)

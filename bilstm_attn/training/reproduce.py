@@ -47,7 +47,7 @@ def run_verification(folder: Path, locations: DataLocations) -> int:
     mesh = _make_mesh_as(recorded, config)
     enable_compile_cache(console.print)
     backend = _choose_backend_as(recorded, config, console)
-    tokens = prepare_tokens(config.data.dataset, locations, console)
+    tokens = prepare_tokens(config.data, locations, console)
     here = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
     here |= {"backend": backend, "seeds": 1}
     if here["data_sha256"] != recorded["data_sha256"]:

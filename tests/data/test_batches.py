@@ -18,7 +18,7 @@ from bilstm_attn.data.splits import (
     select_examples,
 )
 from bilstm_attn.data.token_cache import Split
-from bilstm_attn.data.tokenisers import tokenise
+from bilstm_attn.data.tokenisers import Keras
 from bilstm_attn.data.vocabulary import START, UNKNOWN
 from bilstm_attn.errors import UserError
 
@@ -173,7 +173,7 @@ def test_unknown_words_become_one_id():
 
 def test_real_reviews_in_random_batches_fit_the_default_edges():
     config = DataConfig()
-    lengths = [len(tokenise(text)) + 1 for text, _ in MovieReviews().read("train")]
+    lengths = [len(Keras()(text)) + 1 for text, _ in MovieReviews().read("train")]
     lengths = np.minimum(lengths, config.max_tokens)
     plans = [plan for epoch in range(3) for plan in plan_epoch(lengths, config, 0, epoch)]
     assert len(plans) == 3 * 98

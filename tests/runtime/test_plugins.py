@@ -3,12 +3,15 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_run import error_of, load_script, tiny_run, train
+from plugin_tables import plugin_scope
+from tiny_run import error_of, made_up_reviews, load_script, tiny_run, train
 
 from bilstm_attn import testing
+from bilstm_attn.inference.predict import Predictor
 from bilstm_attn.nn import cells
 from bilstm_attn.nn.cells import GRU
 from bilstm_attn.nn.encoder import TokenWise
@@ -21,25 +24,16 @@ GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture
-def no_plugins(monkeypatch):
-    """Forgets the plug-ins that the test loads."""
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(cells, "CELLS", cells.CELLS)
-    before = dict(cells.CELLS)
-    yield
-    cells.CELLS.clear()
-    cells.CELLS.update(before)
+def unload() -> Iterator[Callable[[], None]]:
+    """Unloads every plug-in when called, and after the test."""
+    with plugin_scope() as unload:
+        yield unload
 
 
 @pytest.fixture
-def peephole(tmp_path, no_plugins) -> Path:
+def peephole(tmp_path, unload) -> Path:
     (tmp_path / "peephole.py").write_text(PEEPHOLE)
     return tmp_path / "peephole.py"
-
-
-def forget():
-    plugins._loaded.clear()
-    del cells.CELLS["peephole"]
 
 
 def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, untrained):
@@ -50,12 +44,52 @@ def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, untraine
     assert b"peephole.py" in run.model.read_bytes()[:100_000]
 
 
+LETTERS = """
+from bilstm_attn.data.tokenisers import Tokeniser
+
+class Letters(Tokeniser):
+    version = 1
+
+    def __init__(self, size: int = 1):
+        self.size = size
+
+    def __call__(self, text):
+        return [text[start:stop] for start, stop in self.spans(text)]
+
+    def spans(self, text):
+        return [(start, start + self.size) for start in range(len(text) - self.size + 1)]
+
+TOKENISERS = {"letters": Letters}
+"""
+
+
+def test_plugin_tokeniser_trains_is_recorded_and_prediction_needs_it(tmp_path, untrained, unload):
+    letters = tmp_path / "letters.py"
+    letters.write_text(LETTERS)
+    flags = ["--name", "tiny", "--plugin", letters, "--data.tokeniser-options", "size", 2]
+    with made_up_reviews():
+        assert train(untrained, *flags, data__tokeniser="letters", train__epochs=1) == 0
+    run = tiny_run(untrained)
+    [record] = run.environment()["plugins"]
+    assert record["sha256"] == plugins.file_sha256(letters)
+    config = run.config().data
+    assert (config.tokeniser, config.tokeniser_options) == ("letters", {"size": 2})
+    text = "filmo!"
+    [prediction] = Predictor(run.model)([text])
+    words = [text[word.start : word.stop] for word in prediction.words]
+    assert words == ["fi", "il", "lm", "mo", "o!"]
+    unload()
+    message = error_of(Predictor, run.model)
+    assert f"needs the plug-in letters.py (SHA-256 {record['sha256'][:12]}" in message
+    assert message.endswith("give --plugin with its path")
+
+
 @pytest.mark.slow
-def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, untrained):
+def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, untrained, unload):
     flags = ["--name", "tiny", "--plugin", peephole]
     assert train(untrained, *flags, model__cell="peephole") == 0
     run, digest = tiny_run(untrained), plugins.file_sha256(peephole)[:12]
-    forget()
+    unload()
     cache = ["--cache", untrained / "cache"]
     for call in (
         lambda: load_script("predict")(run.folder, "filmo brillo"),
@@ -71,10 +105,10 @@ def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, untr
     assert load_script("predict")(run.folder, "--plugin", peephole, "filmo brillo") == 0
 
 
-def test_a_changed_plugin_is_reported(peephole, untrained, capsys):
+def test_a_changed_plugin_is_reported(peephole, untrained, unload, capsys):
     flags = ["--name", "tiny", "--plugin", peephole]
     assert train(untrained, *flags, model__cell="peephole") == 0
-    forget()
+    unload()
     peephole.write_text(PEEPHOLE + "\n# changed\n")
     capsys.readouterr()
     assert (
@@ -98,7 +132,7 @@ def test_a_changed_plugin_is_reported(peephole, untrained, capsys):
         ),
     ],
 )
-def test_a_bad_plugin_is_one_line_and_registers_nothing(tmp_path, no_plugins, source, says):
+def test_a_bad_plugin_is_one_line_and_registers_nothing(tmp_path, unload, source, says):
     (tmp_path / "bad.py").write_text(source)
     before = dict(cells.CELLS)
     assert says in error_of(plugins.load_plugins, [str(tmp_path / "bad.py")])
@@ -106,14 +140,14 @@ def test_a_bad_plugin_is_one_line_and_registers_nothing(tmp_path, no_plugins, so
     assert plugins.loaded() == []
 
 
-def test_a_missing_plugin_is_one_line(no_plugins):
+def test_a_missing_plugin_is_one_line(unload):
     assert "no.py is not a file" in error_of(plugins.load_plugins, ["no.py"])
     assert error_of(plugins.load_plugins, ["no_such_module"]).startswith(
         "no plug-in 'no_such_module': give the path of a Python file, a module"
     )
 
 
-def test_a_plugin_may_be_a_module_and_loads_once(peephole, no_plugins, monkeypatch):
+def test_a_plugin_may_be_a_module_and_loads_once(peephole, unload, monkeypatch):
     monkeypatch.syspath_prepend(str(peephole.parent))
     plugins.load_plugins(["peephole"])
     plugins.load_plugins(["peephole", str(peephole)])

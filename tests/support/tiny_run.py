@@ -13,6 +13,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from bilstm_attn.config import DataConfig
 from bilstm_attn.data import sources
 from bilstm_attn.data.sources import Source
 from bilstm_attn.data.token_cache import DataLocations, cache_folder, prepare_tokens
@@ -51,12 +52,20 @@ def tiny(of: type[Source]) -> type[Source]:
     return Tiny
 
 
-def write_cache(folder: Path, dataset: str = "movie_reviews") -> Path:
-    """Prepares the made-up reviews below `folder` under the name of `dataset`."""
+@contextlib.contextmanager
+def made_up_reviews(dataset: str = "movie_reviews") -> Iterator[None]:
+    """Replaces the texts of `dataset` by the made-up reviews."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sources.DATASETS, dataset, tiny(sources.DATASETS[dataset]))
-        prepare_tokens(dataset, DataLocations(cache=folder), Console())
-    return cache_folder(dataset, folder)
+        yield
+
+
+def write_cache(folder: Path, dataset: str = "movie_reviews", **fields: object) -> Path:
+    """Prepares the made-up reviews below `folder` under the name of `dataset`."""
+    config = DataConfig(dataset=dataset, **fields)
+    with made_up_reviews(dataset):
+        prepare_tokens(config, DataLocations(cache=folder), Console())
+    return cache_folder(config, folder)
 
 
 def load_script(name: str) -> Callable[[list[str]], int]:

@@ -106,7 +106,7 @@ def open_study_run(
       UserError: the data set has no test split.
     """
     config = exported.config
-    tokens = prepare_tokens(config.data.dataset, options.locations, console)
+    tokens = prepare_tokens(config.data, options.locations, console)
     require(
         "test" in tokens.splits,
         f"{config.data.dataset} has no test split to study {run_dir.folder} on; give a run that "
