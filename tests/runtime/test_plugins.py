@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from plugin_tables import plugin_scope
-from tiny_run import error_of, made_up_reviews, load_script, tiny_run, train
+from tiny_run import error_of, load_script, made_up_reviews, tiny_run, train
 
 from bilstm_attn import testing
 from bilstm_attn.inference.predict import Predictor
