@@ -1,4 +1,4 @@
-"""The short form of the harness: in a process of its own, which has not used jax."""
+"""The short form of the fault harness, in a process that has not used JAX."""
 
 import subprocess
 import sys
@@ -8,10 +8,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_nothing_is_lost():
+def test_every_injected_fault_is_survived():
     command = [sys.executable, Path(__file__).with_name("harness.py"), "--short"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert process.returncode == 0, process.stderr
+    rows = [line for line in process.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) == 16
     assert all(row.endswith("| 0 |") for row in rows)
