@@ -25,7 +25,6 @@ InputNoise = Float[Array, "b e"]  # a dropout mask, already divided by the keep 
 Hidden = Float[Array, "b h"]
 HiddenStates = Float[Array, "t b h"]
 States = Float[Array, "t b d"]
-Projected = Float[Array, "t b u"]  # states times the kernel of the head's first layer
 Query = Float[Array, "b d"]
 Context = Float[Array, "b d"]
 Scores = Float[Array, "t b"]

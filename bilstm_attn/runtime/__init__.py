@@ -1,1 +1,1 @@
-"""The machine: devices, processes, caches, files, the terminal."""
+"""Services of the machine: devices, processes, caches, files and the terminal."""

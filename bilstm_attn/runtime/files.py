@@ -1,4 +1,4 @@
-"""Files: atomic writes, SHA-256 digests, UTF-8 decoding, and the cache folder."""
+"""Files: atomic writes, SHA-256 digests, UTF-8 decoding, and the folders of caches and recipes."""
 
 import contextlib
 import hashlib
@@ -15,18 +15,18 @@ DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 @contextlib.contextmanager
 def report_write_errors(path: Path) -> Iterator[None]:
-    """Turns any error while writing `path` into a one-line `UserError` that says what to do."""
+    """Converts any error while `path` is written into a one-line `UserError` with advice."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # orbax wraps a full disk in half a dozen types
+    except Exception as error:  # orbax reports a full disk with half a dozen exception types
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        full = [words for words in DISK_FULL if words in reason]
+        full = [phrase for phrase in DISK_FULL if phrase in reason]
         advice = "free some space" if full else "fix that, or choose another folder"
         raise UserError(
             f"cannot save {path}: {full[0] if full else reason.splitlines()[0]}; everything saved "
-            f"earlier is intact: {advice}, then run again, a training with --resume"
+            f"earlier is intact: {advice}, then run again (a training with --resume)"
         ) from None
 
 
@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, completely or not at all.
 
     Raises:
-      UserError: the file cannot be written; its previous content is still there.
+      UserError: the file cannot be written; its previous content is unchanged.
     """
     partial = path.with_name(f"{path.name}.partial")
     with report_write_errors(path):
@@ -50,17 +50,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def bytes_sha256(data: bytes) -> str:
-    """Returns the SHA-256 of `data`, in hexadecimal."""
+    """Returns the SHA-256 of `data` in hexadecimal, as do all functions below."""
     return hashlib.sha256(data).hexdigest()
 
 
 def text_sha256(*parts: str) -> str:
-    """Returns the SHA-256 of strings, with a NUL between each two."""
+    """Returns the SHA-256 of strings, joined by NUL characters."""
     return bytes_sha256("\0".join(parts).encode())
 
 
 def json_sha256(value: Any, *, sort_keys: bool = False) -> str:
-    """Returns the SHA-256 of `value` as JSON."""
+    """Returns the SHA-256 of the JSON text of `value`."""
     return bytes_sha256(json.dumps(value, sort_keys=sort_keys).encode())
 
 
@@ -76,7 +76,7 @@ def file_sha256(path: Path) -> str:
 
 def tree_sha256(tree: Any) -> str:
     """Returns the SHA-256 of the names, types, shapes and bytes of a tree's arrays."""
-    import jax  # here, so that `--help` need not wait for it
+    import jax  # imported here, since `--help` must not wait for jax
     import numpy as np
 
     total = hashlib.sha256()
@@ -88,15 +88,21 @@ def tree_sha256(tree: Any) -> str:
 
 
 def default_cache_dir() -> Path:
-    """Returns `bilstm_attn` in the user's cache folder."""
+    """Returns the folder `bilstm_attn` in the user's cache folder.
+
+    Raises:
+      UserError: the user has no home folder.
+    """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilstm_attn"
-    except RuntimeError:  # no HOME, and no entry of the user's
-        raise UserError("there is no home folder to keep caches in; set XDG_CACHE_HOME") from None
+    except RuntimeError:  # HOME is not set and the user database has no entry
+        raise UserError(
+            "caches need a home folder, and this user has none; set XDG_CACHE_HOME"
+        ) from None
 
 
 def recipes_folder() -> Path:
-    """Returns the folder of the recipes: `configs` of a checkout, or the copy in the wheel."""
+    """Returns the recipes folder: `configs` in a checkout, `recipes` in an installed package."""
     package = Path(__file__).parent.parent
     checkout = package.parent
     is_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir()
@@ -104,7 +110,7 @@ def recipes_folder() -> Path:
 
 
 def decode_utf8(data: bytes, origin: str) -> str:
-    """Returns `data` as text; `origin` names it in the error.
+    """Decodes UTF-8; `origin` names the data in the error.
 
     Raises:
       UserError: `data` is not UTF-8.

@@ -1,6 +1,6 @@
-"""Named streams of random numbers, for JAX and for NumPy.
+"""Named random streams, for JAX and for NumPy.
 
-Nothing random is stored: every key and generator is derived from a seed, the name of its use, and
+Nothing random is stored: every key and generator is derived from a seed, a stream name, and
 indices such as the step.
 """
 
@@ -16,12 +16,12 @@ from bilstm_attn.types import Keys
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """Returns the key of the stream called `name` under `key`."""
+    """Derives the key of the stream `name` from `key`."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def numpy_generator(seed: int, name: str, *indices: int) -> np.random.Generator:
-    """Returns NumPy's generator for the stream called `name` under `seed`."""
+    """Returns a NumPy generator for the stream `name`, derived from `seed` and `indices`."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), *indices])
 
 
@@ -31,10 +31,10 @@ def draw_per_token(
     draw: Callable[[Key[Array, ""]], Array],
     number: Int[Array, ""] | int = 0,
 ) -> Array:
-    """Returns `draw` of a separate key for every token, `[b t ...]`.
+    """Calls `draw` with a separate key for every token and returns the results, `[b t ...]`.
 
     A token's draw depends only on its example's key and its position, never on padding or on the
-    rest of the batch. `number` indexes repeated draws.
+    rest of the batch. `steps` is the number of time steps; `number` indexes repeated draws.
     """
 
     def draw_example(key: Key[Array, ""]) -> Array:

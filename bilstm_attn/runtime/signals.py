@@ -1,4 +1,4 @@
-"""Stopping when asked to: SIGTERM and Ctrl-C, after which the state is saved."""
+"""SIGTERM and Ctrl-C as requests to save the state and stop."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Yields the signals that asked to stop: SIGTERM, or Ctrl-C (the second stops at once)."""
+    """Collects SIGTERM and Ctrl-C in the list it yields; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -16,19 +16,19 @@ def interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    asking = (signal.SIGINT, signal.SIGTERM)
-    # None is a handler that is not Python's.
-    before = [signal.signal(number, receive) or signal.SIG_DFL for number in asking]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # `signal.signal` returns None for a handler that was not installed from Python.
+    previous = [signal.signal(number, receive) or signal.SIG_DFL for number in numbers]
     try:
         yield received
     finally:
-        for number, handler in zip(asking, before, strict=True):
+        for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the state at `step` is saved."""
+    """Raised after a signal stopped a training and the state at `step` was saved."""
 
     def __init__(self, step: int, signal_number: int):
         self.step = step
-        self.status = 128 + signal_number  # of the program, as shells have it
+        self.status = 128 + signal_number  # the exit status, by the shells' convention

@@ -1,4 +1,4 @@
-"""What a script sets for its own process, before jax is in use: memory pages and XLA's flags."""
+"""Process settings that must precede the first use of JAX: XLA flags, memory pages, processes."""
 
 import contextlib
 import dataclasses
@@ -15,23 +15,24 @@ CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which processes train together; of the numbers, changes the last digits."""
+    """How this process joins a multi-process run. Changes results only by float rounding."""
 
     distributed: bool = False
-    """Be one of several processes, as SLURM, a Cloud TPU or MPI started them."""
+    """Join the other processes that SLURM, a Cloud TPU or MPI started."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where no cluster says so; then give the next two as well."""
+    """HOST:PORT of process 0, if no cluster provides it; requires --processes and --process-id."""
     processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this one is, from 0."""
+    """Index of this process, from 0."""
 
     def __post_init__(self):
-        given = [self.coordinator, self.processes, self.process_id]
-        complete = None not in given
-        if given != [None] * 3 and not (self.distributed and complete):
+        address = [self.coordinator, self.processes, self.process_id]
+        complete = None not in address
+        if address != [None] * 3 and not (self.distributed and complete):
             raise UserError(
-                "--coordinator, --processes and --process-id go together, with --distributed"
+                "--coordinator, --processes and --process-id must be given together and with "
+                "--distributed; give all of them, or let the cluster provide them"
             )
         if complete and not 0 <= int(self.process_id or 0) < int(self.processes or 0):
             raise UserError(
@@ -41,16 +42,17 @@ class Processes:
 
 
 def configure_process() -> None:
-    """Makes the process fast on its platform; what the user's environment says already, stays."""
+    """Sets XLA flags and memory pages for speed; variables that are already set take precedence."""
     use_cuda_graphs()
     use_huge_pages()
 
 
 def use_cuda_graphs() -> None:
-    """Lets XLA run a time loop on a GPU as one CUDA graph, not as some kernels for each step.
+    """Makes XLA run time loops on a GPU as CUDA graphs instead of single kernel launches.
 
-    Where jax has a plugin for CUDA alone. A setting of that flag in XLA_FLAGS is left as it is:
-    `XLA_FLAGS=--xla_gpu_enable_command_buffer=-WHILE` switches it off. Unproven on a GPU.
+    Does nothing without a CUDA plugin of JAX, or if XLA_FLAGS contains the flag already:
+    `XLA_FLAGS=--xla_gpu_enable_command_buffer=-WHILE` switches the graphs off. Untested
+    on a GPU.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if GRAPHS not in flags and any(map(importlib.util.find_spec, CUDA_PLUGINS)):
@@ -58,21 +60,22 @@ def use_cuda_graphs() -> None:
 
 
 def request_deterministic_gpu_ops() -> None:
-    """Has XLA leave out GPU operations whose bits change from run to run. Unproven on a GPU."""
+    """Makes XLA avoid GPU operations that are not deterministic. Untested on a GPU."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def use_huge_pages() -> None:
-    """Starts the script again with memory in huge pages, where glibc has them and nobody set them.
+    """Restarts the program with memory in huge pages, if glibc supports them.
 
-    XLA on CPU allocates a step's temporaries anew each time, hundreds of megabytes: with small
-    pages, the faults alone take a fifth to a third of a training step.
+    Does nothing if GLIBC_TUNABLES is set. XLA on CPU allocates the temporaries of every step anew,
+    hundreds of megabytes: with small pages, page faults take a fifth to a third of a training
+    step.
     """
     library, version = platform.libc_ver()
-    has_them = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-    is_the_program = sys.argv[0] in sys.orig_argv  # else a notebook would be started again
-    if has_them and is_the_program and "GLIBC_TUNABLES" not in os.environ:
+    supported = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
+    is_program = sys.argv[0] in sys.orig_argv  # False in a notebook, which must not restart
+    if supported and is_program and "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         with contextlib.suppress(OSError):
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -154,7 +154,7 @@ def test_address_that_is_none_is_an_error(coordinator, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"distributed": True, "coordinator": "host:80"}, "go together"),
+        ({"distributed": True, "coordinator": "host:80"}, "must be given together"),
         ({"coordinator": "host:80", "processes": 2, "process_id": 0}, "with --distributed"),
         (
             {"distributed": True, "coordinator": "host:80", "processes": 2, "process_id": 2},

@@ -1,14 +1,14 @@
-"""What a script sets before jax is in use."""
+"""XLA flags that the commands set before JAX is used."""
 
 import os
 
 import pytest
 
-from bilstm_attn.runtime import xla_flags as process
+from bilstm_attn.runtime import xla_flags
 
 
 @pytest.mark.parametrize(
-    ("flags", "plugin", "after"),
+    ("flags", "plugin", "expected"),
     [
         ("", "jax_cuda13_plugin", "--xla_gpu_enable_command_buffer=+WHILE"),
         ("--a=1", "jax_cuda12_plugin", "--a=1 --xla_gpu_enable_command_buffer=+WHILE"),
@@ -20,16 +20,16 @@ from bilstm_attn.runtime import xla_flags as process
         ),
     ],
 )
-def test_loops_are_cuda_graphs_where_there_is_cuda_and_nobody_said_otherwise(
-    monkeypatch, flags, plugin, after
+def test_cuda_graphs_are_enabled_with_a_cuda_plugin_unless_the_user_set_the_flag(
+    monkeypatch, flags, plugin, expected
 ):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: name == plugin or None)
-    process.use_cuda_graphs()
-    assert os.environ["XLA_FLAGS"] == after
+    monkeypatch.setattr(xla_flags.importlib.util, "find_spec", lambda name: name == plugin or None)
+    xla_flags.use_cuda_graphs()
+    assert os.environ["XLA_FLAGS"] == expected
 
 
-def test_same_bits_are_asked_for_beside_other_flags(monkeypatch):
+def test_deterministic_gpu_ops_are_added_to_other_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1")
-    process.request_deterministic_gpu_ops()
+    xla_flags.request_deterministic_gpu_ops()
     assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_deterministic_ops=true"
