@@ -33,6 +33,8 @@ class Source(abc.ABC):
     """Part of the key of the token cache."""
     splits: ClassVar[tuple[str, ...]]
     """The splits it has, out of `SPLITS`."""
+    label_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
+    """The names of the labels 0, 1, ..."""
 
     @abc.abstractmethod
     def __init__(self, data_dir: Path | None = None, archive: Path | None = None):
@@ -50,7 +52,7 @@ class Source(abc.ABC):
     def read(self, split: str) -> Iterator[tuple[str, int]]:
         """Returns text and label of each example, in an order that is the same everywhere.
 
-        Labels are those of the task, 0 or 1, and -1 for unlabelled texts.
+        A label is an index into `label_names`, or -1 for an unlabelled text.
 
         Raises:
           UserError: there is no such split, or the data cannot be obtained.

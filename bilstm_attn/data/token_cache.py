@@ -8,20 +8,18 @@ to another machine.
 """
 
 import dataclasses
-import hashlib
 import json
 import secrets
 import shutil
-from array import array
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bilstm_attn.config import DataConfig
-from bilstm_attn.data.sources import DATASETS, Source
-from bilstm_attn.data.tokenisers import TOKENISERS, Tokeniser, make_tokeniser
+from bilstm_attn.data.sources import DATASETS
+from bilstm_attn.data.token_writer import TokenWriter, meta_sha256, require_label
+from bilstm_attn.data.tokenisers import TOKENISERS, make_tokeniser
 from bilstm_attn.errors import UserError
 from bilstm_attn.registry import look_up
 from bilstm_attn.runtime.console import Console
@@ -66,7 +64,7 @@ class TokenCache:
         self.folder = folder
         try:
             self.meta = json.loads((folder / "meta.json").read_text())
-            if _digest_of(self.meta) != self.meta["meta_sha256"]:
+            if meta_sha256(self.meta) != self.meta["meta_sha256"]:
                 raise ValueError("meta.json is not what was written")
             for name, digest in self.meta["files_sha256"].items():
                 if file_sha256(folder / name) != digest:
@@ -99,12 +97,6 @@ class TokenCache:
 
 
 _PARTS = Split._fields
-
-
-def _digest_of(meta: Any) -> str:
-    """Returns the SHA-256 of everything in meta.json except that digest."""
-    rest = {name: value for name, value in meta.items() if name != "meta_sha256"}
-    return json_sha256(rest, sort_keys=True)
 
 
 def cache_folder(config: DataConfig, cache_dir: Path) -> Path:
@@ -149,12 +141,14 @@ def prepare_tokens(config: DataConfig, locations: DataLocations, console: Consol
     folder = cache_folder(config, locations.cache or default_cache_dir())
     if folder.exists():
         console.print(f"found the tokens of {dataset} in {folder}")
-        return TokenCache(folder)
+        tokens = TokenCache(folder)
+        _require_labels(tokens, DATASETS[dataset].label_names)
+        return tokens
     source = DATASETS[dataset](data_dir=locations.data_dir, archive=locations.archive)
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        writer = _Writer(source, tokeniser, _tokeniser_entry(config))
+        writer = TokenWriter(source, tokeniser, _tokeniser_entry(config))
         for split in source.splits:
             with console.bar(f"tokenise {split}", source.size(split), 0) as bar:
                 writer.tokenise(split, bar.advance)
@@ -175,45 +169,14 @@ def prepare_tokens(config: DataConfig, locations: DataLocations, console: Consol
     return TokenCache(folder)
 
 
-class _Writer:
-    """Collects the tokens of a data set, then writes them to a folder."""
+def _require_labels(tokens: TokenCache, label_names: tuple[str, ...]) -> None:
+    """Raises a `UserError` unless every label of a cache is one of its data set.
 
-    def __init__(self, source: Source, tokeniser: Tokeniser, tokeniser_entry: Any):
-        self.source, self.tokeniser, self.tokeniser_entry = source, tokeniser, tokeniser_entry
-        self.ids: dict[str, int] = {}  # of every distinct word, by order of discovery
-        self.splits: dict[str, tuple[array, array, array]] = {}  # words, offsets and labels
-        self.digest = hashlib.sha256()  # of labels and texts
-        if not isinstance(tokeniser_entry, int):
-            self.digest.update(json.dumps(tokeniser_entry, sort_keys=True).encode())
-
-    def tokenise(self, split: str, advance: Callable[[int], object]) -> None:
-        """Reads and tokenises a split."""
-        ids, words, offsets, labels = self.ids, array("i"), array("q", [0]), array("b")
-        for text, label in self.source.read(split):
-            words.extend([ids.setdefault(word, len(ids)) for word in self.tokeniser(text)])
-            offsets.append(len(words))
-            labels.append(label)
-            self.digest.update(f"{split}\t{label}\t{text}\n".encode())
-            advance(1)
-        self.splits[split] = words, offsets, labels
-
-    def write(self, folder: Path) -> None:
-        """Writes every split, the lexicon and, last, `meta.json`."""
-        lexicon = sorted(self.ids)
-        rank = np.empty(len(lexicon), np.int32)  # by id: the index of the word in the lexicon
-        rank[[self.ids[word] for word in lexicon]] = np.arange(len(lexicon), dtype=np.int32)
-        (folder / "lexicon.txt").write_bytes("\n".join(lexicon).encode())
-        for split, (words, offsets, labels) in self.splits.items():
-            np.save(folder / f"{split}.words.npy", rank[np.frombuffer(words, np.int32)])
-            np.save(folder / f"{split}.offsets.npy", np.frombuffer(offsets, np.int64))
-            np.save(folder / f"{split}.labels.npy", np.frombuffer(labels, np.int8))
-        meta = {
-            "dataset": self.source.name,
-            "version": self.source.version,
-            "tokeniser": self.tokeniser_entry,
-            "splits": {split: len(labels) for split, (_, _, labels) in self.splits.items()},
-            "sha256": self.digest.hexdigest(),
-            "files_sha256": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-        }
-        meta["meta_sha256"] = _digest_of(meta)
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    The labels of an earlier version of the source, or of this package, may be others.
+    """
+    for name in tokens.splits:
+        labels = tokens.split(name).labels
+        for row in np.flatnonzero((labels < -1) | (labels >= len(label_names)))[:1]:
+            example = f"the token cache {tokens.folder}: row {row} of split {name}"
+            remedy = "delete it, and change the labels or the `label_names` of the data set"
+            require_label(example, int(labels[row]), label_names, remedy)

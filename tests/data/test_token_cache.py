@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny_run import (
     ROOT,
@@ -99,6 +100,101 @@ def test_prepare_data_takes_a_tokeniser_with_options(tmp_path, monkeypatch):
     assert prepare("--cache", tmp_path, *options) == 0
     config = DataConfig(tokeniser="letters", tokeniser_options={"size": 2})
     assert list(tmp_path.iterdir()) == [cache_folder(config, tmp_path)]
+
+
+class Tickets(sources.Source):
+    """Support tickets, read from a list."""
+
+    name, version, splits = "tickets", "1", ("train",)
+    label_names = ("normal", "urgent")
+
+    def __init__(self, *examples):
+        self.examples = examples
+
+    def size(self, split):
+        return len(self.examples)
+
+    def read(self, split):
+        yield from self.examples
+
+
+def prepare_tickets(monkeypatch, folder, *examples):
+    """Prepares a data set of these texts and labels below `folder`."""
+    make = type(
+        "Given", (Tickets,), {"__init__": lambda self, **_: Tickets.__init__(self, *examples)}
+    )
+    monkeypatch.setitem(sources.DATASETS, "tickets", make)
+    return prepare_tokens(DataConfig(dataset="tickets"), DataLocations(folder), Console())
+
+
+def test_labels_of_the_source_and_unlabelled_texts_are_written(monkeypatch, tmp_path):
+    examples = ("a", 1), ("b", np.int64(0)), ("c", -1)
+    tokens = prepare_tickets(monkeypatch, tmp_path, *examples)
+    assert tokens.split("train").labels.tolist() == [1, 0, -1]
+
+
+@pytest.mark.parametrize("label", [2, -2, 300, "1", 1.0, None])
+def test_a_label_that_the_source_does_not_name_is_one_line(monkeypatch, tmp_path, label):
+    examples = ("a", 1), ("b", label)  # such as labels 1 and 2
+    message = error_of(prepare_tickets, monkeypatch, tmp_path, *examples)
+    assert message == (
+        "data set tickets: row 1 of split train must have the label 0 (normal), 1 (urgent) or -1 "
+        f"(unlabelled), got {label!r}; change the labels in its method `read`, or list the name of "
+        "every label in `label_names`"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"b", "must have a text of type str, got b'b' of type bytes; convert it"),
+        (None, "must have a text of type str, got None of type NoneType; convert it"),
+        ("b\udc80", r"that UTF-8 can encode, but character 1 is '\udc80'; replace it"),
+    ],
+)
+def test_a_text_that_is_no_str_is_one_line(monkeypatch, tmp_path, text, says):
+    message = error_of(prepare_tickets, monkeypatch, tmp_path, ("a", 1), (text, 0))
+    assert message.startswith("data set tickets: row 1 of split train must have a text ")
+    assert says in message
+    assert message.endswith("in its method `read`")
+
+
+def test_a_source_that_raises_is_named_with_the_row(monkeypatch, tmp_path):
+    message = error_of(prepare_tickets, monkeypatch, tmp_path, ("a", 1), ("b", 0, "more"))
+    assert message.startswith(
+        "data set tickets: reading row 1 of split train raised ValueError: too many values to "
+    )
+    assert message.endswith("; fix its method `read` or its files")
+
+
+def test_a_token_cache_with_labels_that_the_source_no_longer_names_is_one_line(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(Tickets, "label_names", ("low", "normal", "urgent"))
+    prepare_tickets(monkeypatch, tmp_path, ("a", 0), ("b", 2))
+    monkeypatch.setattr(Tickets, "label_names", ("normal", "urgent"))
+    message = error_of(prepare_tickets, monkeypatch, tmp_path)
+    assert message.startswith(f"the token cache {tmp_path}")
+    assert "row 1 of split train must have the label 0 (normal), 1 (urgent) or -1" in message
+    assert "got 2; delete it, and change the labels" in message
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("", "words that are non-empty and have no line break, got ''; fix its `__call__`"),
+        ("a\nb", r"words that are non-empty and have no line break, got 'a\nb'"),
+        (5, "words that are non-empty and have no line break, got 5"),
+        ([], "raised TypeError: unhashable type: 'list' on row 0 of split train"),
+    ],
+)
+def test_words_that_the_lexicon_cannot_hold_are_one_line(monkeypatch, tmp_path, word, says):
+    monkeypatch.setattr(Letters, "__call__", lambda self, text: [word])
+    monkeypatch.setitem(tokenisers.TOKENISERS, "letters", Letters)
+    message = error_of(write_cache, tmp_path, tokeniser="letters")
+    assert message.startswith("tokeniser Letters ")
+    assert says in message
 
 
 DAMAGES = {
