@@ -1,6 +1,6 @@
-"""Whatever people hand in: nothing but the documented errors.
+"""Random texts, recipes, command lines and files cause no errors but the documented ones.
 
-At length: `CASES=300000 pytest tests/test_fuzz.py --hypothesis-show-statistics`.
+Long form: `CASES=300000 pytest tests/test_fuzz.py --hypothesis-show-statistics`.
 """
 
 import dataclasses
@@ -26,13 +26,12 @@ from bilstm_attn.inference.exported import load_model
 from bilstm_attn.inference.predict import Predictor, predict_lines
 from bilstm_attn.runtime.devices import Part
 from bilstm_attn.runtime.files import tree_sha256
-from bilstm_attn.training import commands as session
-from bilstm_attn.training import reproduce as verify
+from bilstm_attn.training import commands, reproduce
 
-CASES = int(os.environ.get("CASES", "100"))  # of each test
-settings.register_profile("here", max_examples=CASES, deadline=None, database=None)
-settings.load_profile("here")
-same_function = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = int(os.environ.get("CASES", "100"))  # per test
+settings.register_profile("project", max_examples=CASES, deadline=None, database=None)
+settings.load_profile("project")
+shared_fixtures = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 train_script = load_script("train")
 
@@ -62,13 +61,13 @@ def test_words_are_lower_case_spans_of_the_text(text):
 
 
 @given(st.lists(st.integers(4, 99)), st.integers(1, 30))
-def test_clipped_text_is_its_end(ids, most):
-    clipped = clip(np.array(ids, np.int32), most)
-    assert clipped.tolist() == [1, *ids][-most:]
+def test_clip_returns_the_last_ids_after_adding_the_start_token(ids, max_tokens):
+    clipped = clip(np.array(ids, np.int32), max_tokens)
+    assert clipped.tolist() == [1, *ids][-max_tokens:]
 
 
 @given(text=texts)
-def test_text_is_read_or_refused_in_one_line(predictor, text):
+def test_any_text_gives_known_token_ids_or_a_one_line_error(predictor, text):
     try:
         ids = predictor.read(text)
     except UserError as error:
@@ -86,13 +85,13 @@ def test_text_is_read_or_refused_in_one_line(predictor, text):
         max_size=5,
     )
 )
-def test_every_line_gets_an_answer(predictor, lines):
-    said = []
-    failed = predict_lines(predictor, lines, 3, said.append)
-    assert [answer["line"] for answer in said] == list(range(1, len(lines) + 1))
-    assert sum("error" in answer for answer in said) == failed
-    assert all(0 <= answer["probability"] <= 1 for answer in said if "error" not in answer)
-    json.dumps(said)
+def test_every_input_line_gives_a_probability_or_an_error(predictor, lines):
+    results = []
+    failures = predict_lines(predictor, lines, 3, results.append)
+    assert [result["line"] for result in results] == list(range(1, len(lines) + 1))
+    assert sum("error" in result for result in results) == failures
+    assert all(0 <= result["probability"] <= 1 for result in results if "error" not in result)
+    json.dumps(results)
 
 
 # Recipes
@@ -103,29 +102,29 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=4,
 )
-places = st.sampled_from(sorted(fields_of(Config()))) | st.text(max_size=8)
+field_names = st.sampled_from(sorted(fields_of(Config()))) | st.text(max_size=8)
 
 
-@given(st.dictionaries(places, values, max_size=4))
-def test_saved_config_with_any_change_is_one_or_an_error(changes):
-    config = dataclasses.asdict(Config())
-    for place, value in changes.items():
-        *owners, name = place.split(".")
-        owner = config
-        for part in owners:
-            owner = owner.setdefault(part, {}) if isinstance(owner, dict) else {}
+@given(st.dictionaries(field_names, values, max_size=4))
+def test_changed_saved_config_loads_or_is_an_error_that_names_the_file(changes):
+    fields = dataclasses.asdict(Config())
+    for dotted_name, value in changes.items():
+        *sections, name = dotted_name.split(".")
+        owner = fields
+        for section in sections:
+            owner = owner.setdefault(section, {}) if isinstance(owner, dict) else {}
         if isinstance(owner, dict):
             owner[name] = value
     try:
-        made = from_json(json.dumps(config), "config.json")
+        config = from_json(json.dumps(fields), "config.json")
     except UserError as error:
         assert "config.json" in str(error)
     else:
-        assert from_json(made.to_json(), "again") == made
+        assert from_json(config.to_json(), "saved again") == config
 
 
 @given(st.text() | values.filter(lambda value: value != {}).map(json.dumps))
-def test_config_that_is_something_else_is_an_error(text):
+def test_text_that_is_no_config_is_an_error_that_names_the_file(text):
     with pytest.raises(UserError, match=r"config\.json"):
         from_json(text, "config.json")
 
@@ -134,61 +133,64 @@ flags = st.sampled_from(
     [f"--{name.replace('_', '-')}" for name in fields_of(Config())]
     + ["--seeds", "--devices", "--resume", "--backend", "--distributed", "--processes", "--cache"]
 )
-words = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().map(str)
+arguments = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().map(str)
 
 
-@settings(max_examples=CASES // 5)  # a slow one
-@given(recipe=st.sampled_from(["quickstart", "best"]) | st.text(), rest=st.lists(words, max_size=4))
+@settings(max_examples=CASES // 5)  # slower than the other tests
+@given(
+    recipe=st.sampled_from(["quickstart", "best"]) | st.text(), rest=st.lists(arguments, max_size=4)
+)
 @example("n" * 300, [])
-def test_command_line_is_understood_or_refused_in_one_line(recipe, rest):
+def test_any_command_line_is_accepted_or_a_one_line_error(recipe, rest):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "run_training", lambda *given, **more: 0)
-        patch.setattr(verify, "run_verification", lambda *given: 0)
+        patch.setattr(commands, "run_training", lambda *_, **__: 0)
+        patch.setattr(reproduce, "run_verification", lambda *_: 0)
         try:
             assert train_script(recipe, *rest) == 0
         except UserError as error:
             assert "\n" not in str(error)
-        except SystemExit as leaving:  # --help
-            assert leaving.code in (0, None)
+        except SystemExit as system_exit:  # --help
+            assert system_exit.code in (0, None)
 
 
 # Files
 
 
-@same_function
+@shared_fixtures
 @given(data=st.data())
-def test_changed_model_file_is_refused_or_the_same(model, tmp_path_factory, data):
-    whole = model.read_bytes()
+def test_changed_model_file_is_a_one_line_error_or_the_same_model(model, tmp_path_factory, data):
+    original = model.read_bytes()
     path = tmp_path_factory.getbasetemp() / "changed.safetensors"
-    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "other"]))
-    at = data.draw(st.integers(0, len(whole) - 1))
-    if kind == "flip":
-        changed = bytearray(whole)
-        changed[at] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        changed = whole[:at]
+    kind = data.draw(st.sampled_from(["change a byte", "truncate", "insert", "replace"]))
+    offset = data.draw(st.integers(0, len(original) - 1))
+    if kind == "change a byte":
+        changed = bytearray(original)
+        changed[offset] ^= data.draw(st.integers(1, 255))
+    elif kind == "truncate":
+        changed = original[:offset]
     elif kind == "insert":
-        changed = whole[:at] + data.draw(st.binary(min_size=1, max_size=9)) + whole[at:]
+        inserted = data.draw(st.binary(min_size=1, max_size=9))
+        changed = original[:offset] + inserted + original[offset:]
     else:
         changed = data.draw(st.binary(max_size=64))
     path.write_bytes(changed)
     try:
-        found = load_model(path)
+        loaded = load_model(path)
     except UserError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
     else:
         expected = load_model(model)
-        assert tree_sha256(found.params) == tree_sha256(expected.params)
-        assert found.config == expected.config
-        assert found.vocabulary.words == expected.vocabulary.words
+        assert tree_sha256(loaded.params) == tree_sha256(expected.params)
+        assert loaded.config == expected.config
+        assert loaded.vocabulary.words == expected.vocabulary.words
 
 
 # Plans of batches
 
 
-def numbered_examples(counts: list[int], most: int) -> Examples:
-    """Returns reviews of so many words whose labels are their numbers."""
+def numbered_examples(counts: list[int], max_tokens: int) -> Examples:
+    """Returns one example of `count` words per count; its label is its row number."""
     stops, rows = np.cumsum(counts), np.arange(len(counts))
     return Examples(
         ids=np.arange(4, 4 + stops[-1], dtype=np.int32),
@@ -196,7 +198,7 @@ def numbered_examples(counts: list[int], most: int) -> Examples:
         stops=stops,
         labels=rows,
         rows=rows,
-        lengths=np.minimum(np.array(counts) + 1, most),
+        lengths=np.minimum(np.array(counts) + 1, max_tokens),
     )
 
 
@@ -209,7 +211,7 @@ def numbered_examples(counts: list[int], most: int) -> Examples:
     seed=st.integers(0, 2**32 - 1),
     resumed=st.integers(0, 50),
 )
-def test_every_row_is_seen_once_an_epoch_in_one_order_whoever_reads_and_resumes(
+def test_batches_contain_every_row_once_for_any_number_of_processes_and_after_resuming(
     counts, processes, edges, rows, epoch, seed, resumed
 ):
     config = dataclasses.replace(
@@ -219,22 +221,22 @@ def test_every_row_is_seen_once_an_epoch_in_one_order_whoever_reads_and_resumes(
         bucket_edges=edges[:-1],
     )
     examples = numbered_examples(counts, config.max_tokens)
-    planned = plan_epoch(examples.lengths, config, seed, epoch)
+    steps = len(plan_epoch(examples.lengths, config, seed, epoch))
 
-    def labels(part: Part, since: int = 0) -> list[list[list[int]]]:
-        """Returns those that a process reads from a step on: of each step, of each group."""
-        again = plan_epoch(examples.lengths, config, seed, epoch)
-        batches = [read_batch(examples, plan, config, part) for plan in again[since:]]
+    def labels(part: Part, first_step: int = 0) -> list[list[list[int]]]:
+        """Returns the labels that one process reads, per step and length group."""
+        plans = plan_epoch(examples.lengths, config, seed, epoch)[first_step:]
+        batches = [read_batch(examples, plan, config, part) for plan in plans]
         return [[group.label.tolist() for group in batch] for batch in batches]
 
-    alone = labels(Part(0, 1))
-    shared = [labels(Part(number, processes)) for number in range(processes)]
-    together = [
-        [[label for part in shared for label in part[step][group]] for group in range(len(batch))]
-        for step, batch in enumerate(alone)
+    single_process = labels(Part(0, 1))
+    per_process = [labels(Part(number, processes)) for number in range(processes)]
+    joined = [
+        [[label for part in per_process for label in part[step][group]] for group in range(groups)]
+        for step, groups in enumerate(map(len, single_process))
     ]
-    assert together == alone
-    seen = [label for batch in alone for group in batch for label in group if label >= 0]
-    assert sorted(seen) == list(range(examples.size))
-    since = min(resumed, len(planned))
-    assert labels(Part(0, 1), since) == alone[since:]
+    assert joined == single_process
+    read = [label for batch in single_process for group in batch for label in group if label >= 0]
+    assert sorted(read) == list(range(examples.size))
+    first_step = min(resumed, steps)
+    assert labels(Part(0, 1), first_step) == single_process[first_step:]
