@@ -1,4 +1,4 @@
-"""Measures the linear model to beat: `python scripts/linear_baseline.py [--cache DIR]`."""
+"""Measures the linear baseline: `python scripts/linear_baseline.py [--cache DIR]`."""
 
 from bilstm_attn.command_line.linear_baseline_cli import main
 from bilstm_attn.runtime.cli import run_script

@@ -1,1 +1,1 @@
-"""Simple models that any result is compared with."""
+"""Simple models to compare results with."""
