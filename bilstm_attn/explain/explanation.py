@@ -150,7 +150,7 @@ class Explainer:
         Raises:
           UserError: the model's logits, or an attribution's weights, are not finite.
         """
-        examples, task = encode_texts(texts, labels, self.exported), self.model.task
+        examples, task = encode_texts(texts, labels, self.exported), self.exported.task
         logits = self._run("probability", self._logits, examples)
         require_finite(logits, "these texts")
         predicted, probabilities = task.predicted(logits), task.probabilities(logits)[:, -1]

@@ -13,9 +13,11 @@ from safetensors.numpy import save
 
 from bilstm_attn.config import Config
 from bilstm_attn.config_files import from_json
+from bilstm_attn.data.sources import DATASETS
 from bilstm_attn.data.vocabulary import Vocabulary
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.tasks import Task, make_task
+from bilstm_attn.registry import look_up
 from bilstm_attn.runtime.files import (
     tree_sha256,
     write_atomically,
@@ -35,6 +37,16 @@ class Exported(NamedTuple):
     task: Task = make_task("binary")
 
 
+def task_of(config: Config) -> Task:
+    """Returns the task `model.task` with the label names of the data set.
+
+    Raises:
+      UserError: there is no such task or data set, or the task cannot have these labels.
+    """
+    source = look_up("dataset", DATASETS, config.data.dataset)
+    return make_task(config.model.task, source.label_names)
+
+
 def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabulary) -> None:
     """Writes parameters, config, vocabulary and task as one safetensors file.
 
@@ -47,7 +59,7 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
         "config": config.to_json(),
         "vocabulary": "\n".join(vocabulary.words),
     }
-    task = make_task(config.model.task)
+    task = task_of(config)
     about["task"] = json.dumps({"name": task.name, "label_names": task.label_names})
     if plugins := loaded():
         about["plugins"] = json.dumps(plugins)

@@ -30,7 +30,7 @@ from bilstm_attn.inference.evaluate import (
     require_finite,
     save_predictions,
 )
-from bilstm_attn.inference.exported import Exported, load_model
+from bilstm_attn.inference.exported import Exported, load_model, task_of
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.model import Model
 from bilstm_attn.registry import make
@@ -319,6 +319,7 @@ def check_names(config: Config) -> None:
     make("objective", OBJECTIVES, config.train.objective, config.train.objective_options)
     make_tokeniser(config.data)
     cache_folder(config.data, Path())
+    task_of(config)
 
 
 def measure_split(

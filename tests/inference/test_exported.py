@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from tiny_run import error_of
+from tiny_run import error_of, train
 
-from bilstm_attn.config import Config
+from bilstm_attn.config import Config, DataConfig
+from bilstm_attn.data.sources import DATASETS, MovieReviews
 from bilstm_attn.data.vocabulary import Vocabulary
 from bilstm_attn.inference.exported import export_model, load_model
 from bilstm_attn.nn.tasks import make_task
@@ -28,6 +29,7 @@ def old_metadata() -> dict[str, str]:
     """Returns the metadata of an export by the version before fields were renamed."""
     values = json.loads(Config().to_json())
     del values["model"]["task"], values["model"]["remat"], values["train"]["init_from"]
+    del values["data"]["tokeniser"], values["data"]["tokeniser_options"]
     values["model"] |= {"recompute_gates": True, "vectors": "some.vec"}
     return {
         "format": "bilstm_attn 1",
@@ -41,6 +43,7 @@ def test_export_of_an_earlier_version_loads_as_binary(tmp_path):
     write_export(path, old_metadata())
     exported = load_model(path)
     assert exported.config.model.remat
+    assert (exported.config.data.tokeniser, exported.config.data.tokeniser_options) == ("keras", {})
     assert exported.config.train.init_from == "vectors:some.vec"
     assert exported.vocabulary.words == ("filmo", "brillo")
     assert exported.task == make_task("binary")
@@ -54,6 +57,21 @@ def test_export_stores_the_label_names_of_its_task(tmp_path):
         task = json.loads(file.metadata()["task"])
     assert task == {"name": "binary", "label_names": ["negative", "positive"]}
     assert load_model(path).task == make_task("binary")
+
+
+def test_export_names_the_labels_as_the_data_set_does(tmp_path, monkeypatch):
+    named = type("Named", (MovieReviews,), {"label_names": ("bad", "good")})
+    monkeypatch.setitem(DATASETS, "movie_reviews", named)
+    config = Config(data=DataConfig(dataset="movie_reviews"))
+    export_model(tmp_path / "model", PARAMS, config, Vocabulary(["filmo"]))
+    assert load_model(tmp_path / "model").task == make_task("binary", ("bad", "good"))
+
+
+def test_a_data_set_of_three_labels_does_not_fit_the_binary_task(untrained, monkeypatch):
+    named = type("Named", (MovieReviews,), {"label_names": ("bad", "fair", "good")})
+    monkeypatch.setitem(DATASETS, "movie_reviews", named)
+    message = error_of(train, untrained)
+    assert message.startswith("task binary must have 2 labels, got 3: bad, fair, good; ")
 
 
 @pytest.mark.parametrize(

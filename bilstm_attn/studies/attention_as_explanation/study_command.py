@@ -149,7 +149,7 @@ def study_model(
     return StudyResult(
         study_run.config.name,
         describe(study_run, auxiliary_models, options),
-        study_run.model.task,
+        study_run.exported.task,
         study_run.examples.labels,
         AttentionMeasures.from_json(attention),
         attributions,
