@@ -36,9 +36,12 @@ from bilstm_attn.training import commands as session
         (["--model.hidden-size", "three"], "--model.hidden-size"),
         (["--model.hidden-size", "0"], "model.hidden_size must be above 0, got 0"),
         (["--optim.schedule", "cosin"], "--optim.schedule"),
-        (["--devices", "3"], "--devices must be above 0 and divide each group of 4 reviews"),
-        (["--devices", "8", "--data.batch-size", "16"], "must be at most the 4 of cpu, got 8"),
-        (["--devices", "0"], "--devices must be above 0 and divide each group of 4"),
+        (["--devices", "3"], "--devices must be above 0 and divide 4, the rows per length group"),
+        (
+            ["--devices", "8", "--data.batch-size", "16"],
+            "--devices must be at most 4, the number of cpu devices per process, got 8",
+        ),
+        (["--devices", "0"], "--devices must be above 0 and divide 4, "),
         (["--log-every-steps", "0"], "--log-every-steps must be above 0, got 0"),
         (["--data.validation-examples", "60"], "movie_reviews has 60 training examples"),
         (

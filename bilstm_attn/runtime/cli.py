@@ -1,4 +1,4 @@
-"""Command lines: parsing, one-line errors, exit statuses."""
+"""Command lines: parsing, one-line errors and exit statuses."""
 
 import contextlib
 import io
@@ -25,47 +25,49 @@ def parse(
     description: str,
     default: T | None = None,
 ) -> T:
-    """Returns `kind`, a dataclass, filled from the command line by tyro.
+    """Fills the dataclass `kind` from command-line arguments, by tyro.
+
+    `default` holds the values of fields that are not given.
 
     Raises:
-      UserError: an unknown flag, or a value of the wrong type or out of range, in one line.
+      UserError: a flag is unknown, or a value has the wrong type or is out of range.
     """
     import tyro
 
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    box = io.StringIO()
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind,
                 args=arguments,
                 prog=program,
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff,),
-                **given,
+                **defaults,
             )
-    except SystemExit as leaving:
-        if not leaving.code:
+    except SystemExit as exit_:
+        if not exit_.code:
             raise
-        # tyro draws a box: its title, its lines, rules between them, and where the help is.
-        lines = [line.strip("│ ").strip() for line in box.getvalue().splitlines()]
+        # tyro draws a box with a title, lines of text, rules and a reference to the help.
+        lines = [line.strip("│ ").strip() for line in errors.getvalue().splitlines()]
         lines = [line for line in lines if line and not re.match("[╭╰─]", line)]
         message = " ".join(line for line in lines if "full helptext" not in line)
         raise UserError(f"{message.rstrip('.')}; see {program} --help") from None
 
 
 def status_of(main: Callable[[], int | None]) -> int | None:
-    """Returns the exit status of `main`; a `UserError` becomes one line and status 2."""
+    """Calls `main` and returns its exit status; a `UserError` is printed in one line, status 2."""
     try:
         status = main()
-        sys.stdout.flush()  # here, where a closed pipe is understood, not on the way out
+        sys.stdout.flush()  # a closed pipe must be noticed here, not at interpreter exit
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader, as head does, has closed the pipe
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
@@ -75,5 +77,5 @@ def status_of(main: Callable[[], int | None]) -> int | None:
 
 
 def run_script(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs `main` on the command line and exits with its status."""
+    """Calls `main` with the command-line arguments and exits with its status."""
     sys.exit(status_of(lambda: main(sys.argv[1:])))

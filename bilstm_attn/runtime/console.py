@@ -1,4 +1,4 @@
-"""What a person sees: lines, bars, and one-line errors. On a file or a pipe, lines alone."""
+"""Terminal output: lines and progress bars. Into a file or a pipe, only lines are written."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Bar(Protocol):
-    """A bar that is being drawn."""
+    """A progress bar."""
 
     def advance(self, units: int) -> None:
-        """Moves on by `units`."""
+        """Adds `units` to the finished units."""
 
-    def describe(self, what: str) -> None:
-        """Changes the words behind the bar."""
+    def describe(self, text: str) -> None:
+        """Sets the text after the bar."""
 
 
 class _Speed(ProgressColumn):
-    """Units a second."""
+    """Units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -39,24 +39,24 @@ class _Speed(ProgressColumn):
 
 
 class Console:
-    """Prints a run's progress to a terminal; a quiet one nothing."""
+    """Prints lines and progress bars to a terminal; a quiet console prints nothing."""
 
     def __init__(self, rich: RichConsole | None = None, *, quiet: bool = False):
         self.rich = rich or RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def print(self, line: str) -> None:
-        """Prints a line."""
+        """Prints one line; square brackets are not markup."""
         self.rich.print(line, markup=False)
 
     def progress(self) -> Progress:
-        """Returns a display for bars; it draws nothing where there is no terminal."""
+        """Returns a display for progress bars, which is blank if the output is not a terminal."""
         return Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             _Speed(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[text]}"),
             console=self.rich,
             transient=True,
             disable=not self.rich.is_terminal,
@@ -64,18 +64,18 @@ class Console:
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int, done: int) -> Iterator[Bar]:
-        """Draws a bar of `total` units, `done` of them already done."""
+        """Draws a progress bar of `total` units, of which `done` are finished."""
         with self.progress() as progress:
-            task = progress.add_task(description, total=total, completed=done, what="")
+            task = progress.add_task(description, total=total, completed=done, text="")
 
-            class Drawn:
+            class RichBar:
                 def advance(self, units: int) -> None:
                     progress.advance(task, units)
 
-                def describe(self, what: str) -> None:
-                    progress.update(task, what=what)
+                def describe(self, text: str) -> None:
+                    progress.update(task, text=text)
 
-            yield Drawn()
+            yield RichBar()
 
     def epoch(self, record: dict[str, Any], split: str, prefix: str = "") -> None:
         """Prints the line of an epoch."""
@@ -88,6 +88,6 @@ class Console:
         )
 
 
-def percent(share: float) -> str:
-    """Returns `0.87934` as `87.93 %`."""
-    return f"{100 * share:.2f} %"
+def percent(fraction: float) -> str:
+    """Formats a fraction: `0.87934` as `87.93 %`."""
+    return f"{100 * fraction:.2f} %"

@@ -1,4 +1,4 @@
-"""The mesh: which devices, of how many processes, share a batch, and where batch and state lie."""
+"""Device mesh, and the placement of batches and state on it."""
 
 import contextlib
 import os
@@ -15,59 +15,61 @@ Tree = TypeVar("Tree")
 
 
 class Part(NamedTuple):
-    """One of equal parts of a batch's rows, group by group: those of one process."""
+    """The rows of a batch that one process holds: an equal part of each length group."""
 
-    number: int  # from 0
-    parts: int
+    number: int  # index of the part, from 0
+    parts: int  # number of parts
 
 
 ALL_ROWS = Part(0, 1)
 
 AXIS = "data"
-MOST_CPU_DEVICES = 8  # more would share a batch in crumbs; measured on two cores only
+MAX_CPU_DEVICES = 8  # with more, each has too few rows; measured on two cores only
 SHARDED = PartitionSpec(AXIS)  # the first axis is divided over the devices
 REPLICATED = PartitionSpec()  # every device has all of it
 
 
 def make_mesh(rows: int, devices: int | None = None) -> Mesh:
-    """Returns a mesh of `devices` devices of each process to share `rows` rows; None takes all.
+    """Returns a mesh of `devices` devices per process, over which `rows` rows are sharded.
 
-    A CPU becomes as many devices as it shares a batch over, so that one program serves a laptop
-    and a node of GPUs. Must come before any other use of jax, but for `cluster.join`.
+    `devices` None takes all GPUs or TPUs. A CPU is then divided into virtual devices, at most one
+    per core, so that the same program runs on a laptop and on a node of GPUs. Must be called
+    before any other use of JAX except `distributed.join_processes`.
 
     Raises:
-      UserError: there are not so many devices, or they do not divide the batch.
+      UserError: a process has fewer devices, or the devices do not divide the rows.
     """
     if devices is not None and (devices < 1 or rows % devices):
         raise UserError(
-            f"--devices must be above 0 and divide each group of {rows} reviews (data.batch_size "
-            f"by the groups of data.bucket_edges), got {devices}"
+            f"--devices must be above 0 and divide {rows}, the rows per length group "
+            f"(data.batch_size / number of groups), got {devices}"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(cores or 1, MOST_CPU_DEVICES)
-    # Where jax is in use already, as in a notebook, its devices are what there is.
+    cores = min(cores or 1, MAX_CPU_DEVICES)
+    # Fails if JAX is in use already, as in a notebook: then its devices are taken as they are.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", devices or _greatest_share(rows, cores))
-    processes, there = jax.process_count(), jax.local_device_count()
+        jax.config.update("jax_num_cpu_devices", devices or _largest_share(rows, cores))
+    processes, available = jax.process_count(), jax.local_device_count()
     if devices is None:
         on_cpu = jax.default_backend() == "cpu"
-        devices = _greatest_share(rows, min(cores, there), processes) if on_cpu else there
-    if devices > there:
+        devices = _largest_share(rows, min(cores, available), processes) if on_cpu else available
+    if devices > available:
         raise UserError(
-            f"--devices must be at most the {there} of {jax.default_backend()}, got {devices}"
+            f"--devices must be at most {available}, the number of {jax.default_backend()} devices "
+            f"per process, got {devices}"
         )
     if rows % (devices * processes):
         raise UserError(
-            f"the {devices * processes} devices must divide each group of {rows} reviews; change "
-            "data.batch_size, or give --devices"
+            f"the number of devices must divide {rows}, the rows per length group, got "
+            f"{devices * processes}; change data.batch_size, or give --devices"
         )
     chosen = [device for process in range(processes) for device in _devices_of(process)[:devices]]
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _greatest_share(rows: int, most: int, processes: int = 1) -> int:
-    """Returns the most devices a process, up to `most`, that divide the rows."""
-    return max(n for n in range(1, most + 1) if n == 1 or rows % (n * processes) == 0)
+def _largest_share(rows: int, limit: int, processes: int = 1) -> int:
+    """Returns the largest n ≤ `limit` such that n devices per process divide `rows` evenly."""
+    return max(n for n in range(1, limit + 1) if n == 1 or rows % (n * processes) == 0)
 
 
 def _devices_of(process: int) -> list[Any]:
@@ -75,22 +77,22 @@ def _devices_of(process: int) -> list[Any]:
 
 
 def process_part(mesh: Mesh) -> Part:
-    """Returns which rows of a batch this process's devices of the mesh take."""
+    """Returns this process's part of the rows of a batch."""
     return Part(jax.process_index(), len({device.process_index for device in mesh.devices.flat}))
 
 
 def shard_rows(tree: Tree, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Tree:
-    """Returns `tree` on the mesh, rows divided over it; each process gives its own part."""
+    """Places `tree` on the mesh, sharded along its rows; each process passes its own part."""
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding, may_alias=False)  # so that it can be donated
+        return jax.device_put(tree, sharding, may_alias=False)  # a copy, so that it can be donated
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
     )
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns `tree` with every array on every device of the mesh; each process gives all of it."""
+    """Places all of `tree` on every device of the mesh; each process passes all of it."""
     return shard_rows(tree, mesh, REPLICATED)
 
 
