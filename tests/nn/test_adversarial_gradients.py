@@ -1,8 +1,10 @@
-"""The gradients that adversarial training needs, on every backend (Miyato et al., 2017).
+"""The gradients of adversarial training on every backend (Miyato et al., 2017).
 
-The embeddings are perturbed along the gradient of the loss, which is held constant; then the loss
-of the perturbed embeddings is differentiated in the parameters.
+A perturbation along the gradient of the loss, held constant, is added to the embeddings; the loss
+of the perturbed embeddings is then differentiated in the parameters.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def loss_of_embeddings(model, params, embeddings):
 
 
 def perturbation(model, params, size=0.5):
-    """Returns `size * d / |d|` per example, where d is the gradient in the embeddings."""
+    """Returns `size * d / |d|` per example; d is the gradient of the loss in the embeddings."""
     embeddings = model.embed(params, TOKENS)
     d_embeddings = jax.grad(lambda inputs: loss_of_embeddings(model, params, inputs))(embeddings)
     norm = jnp.sqrt((d_embeddings**2).sum(axis=(0, 2), keepdims=True) + 1e-12)
@@ -43,12 +45,12 @@ def adversarial_loss(model, params):
     return loss_of_embeddings(model, params, model.embed(params, TOKENS) + noise)
 
 
-def unstopped_loss(model, params):
+def loss_with_differentiated_perturbation(model, params):
     noise = perturbation(model, params)
     return loss_of_embeddings(model, params, model.embed(params, TOKENS) + noise)
 
 
-def make(backend):
+def make_model(backend):
     model = Model(CONFIG, VOCABULARY, backend)
     params = model.init(jax.random.key(0))
     # Embeddings of order 1, so that the perturbation has a direction well above rounding.
@@ -57,38 +59,37 @@ def make(backend):
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_adversarial_gradient_matches_plain(backend, jit):
+def test_adversarial_gradient_matches_the_plain_backend(backend, jit):
     def gradient(backend):
-        model, params = make(backend)
+        model, params = make_model(backend)
         call = jax.value_and_grad(lambda params: adversarial_loss(model, params))
         return (jax.jit(call) if jit else call)(params)
 
-    found, expected = gradient(backend), gradient("plain")
-    # float32 rounding of sums of some dozen terms of order 1
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), found, expected
-    )
+    # float32 rounding of sums of dozens of terms of order 1
+    compare = partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
+    jax.tree.map(compare, gradient(backend), gradient("plain"))
 
 
 @pytest.mark.parametrize("backend", ["plain", "scan", "native"])
-def test_adversarial_gradient_is_that_of_fixed_noise(backend):
-    model, params = make(backend)
+def test_adversarial_gradient_treats_the_perturbation_as_constant(backend):
+    model, params = make_model(backend)
     noise = perturbation(model, params)
     assert float(jnp.abs(noise).max()) > 0.05
     expected = jax.grad(
         lambda params: loss_of_embeddings(model, params, model.embed(params, TOKENS) + noise)
     )(params)
-    found = jax.grad(lambda params: adversarial_loss(model, params))(params)
-    # The same operations, apart from how JAX traces them
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5), found, expected
-    )
+    actual = jax.grad(lambda params: adversarial_loss(model, params))(params)
+    # The same operations, which JAX traces and orders differently
+    compare = partial(np.testing.assert_allclose, atol=2e-6, rtol=1e-5)
+    jax.tree.map(compare, actual, expected)
 
 
 @pytest.mark.parametrize("backend", ["native", pytest.param("pallas", marks=pytest.mark.slow)])
-def test_gradient_through_the_perturbation_is_refused_in_one_line(backend):
-    model, params = make(backend)
-    message = error_of(jax.grad(lambda params: unstopped_loss(model, params)), params)
+def test_gradient_through_the_perturbation_is_a_one_line_error(backend):
+    model, params = make_model(backend)
+    message = error_of(
+        jax.grad(lambda params: loss_with_differentiated_perturbation(model, params)), params
+    )
     assert message == (
         f"backend {backend} has no second derivatives; apply jax.lax.stop_gradient to the "
         "parameters and inputs of the inner gradient, or use backend scan or plain"

@@ -1,4 +1,4 @@
-"""Every attention and every pooling against a double loop, and edge cases of the masked softmax."""
+"""Every attention and pooling compared with a reference loop; edge cases of the softmax."""
 
 from functools import partial
 
@@ -19,24 +19,24 @@ MASK = length_mask(jnp.asarray(LENGTHS), STEPS)
 
 
 def random_states(seed=0):
-    numbers = np.random.default_rng(seed)
-    states = numbers.normal(size=(STEPS, ROWS, STATES)).astype(np.float32)
-    return states, numbers.normal(size=(ROWS, STATES)).astype(np.float32)
+    generator = np.random.default_rng(seed)
+    states = generator.normal(size=(STEPS, ROWS, STATES)).astype(np.float32)
+    return states, generator.normal(size=(ROWS, STATES)).astype(np.float32)
 
 
 def make_attention(name):
-    made = ATTENTIONS[name](states_size=STATES, attention_size=UNITS, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(made)
-    numbers = np.random.default_rng(1)
+    attention = ATTENTIONS[name](states_size=STATES, attention_size=UNITS, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(attention)
+    generator = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(numbers.normal(size=leaf.shape), jnp.float32),
+        lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32),
         nnx.to_pure_dict(state),
     )
     return nnx.merge(graph, params), params
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention_matches_the_double_loop(name):
+def test_attention_matches_the_reference_loop(name):
     attention, params = make_attention(name)
     states, query = random_states()
     expected = softmax_without_padding(attention_scores(name, params, states, query), LENGTHS)
@@ -57,34 +57,34 @@ def test_weights_sum_to_one_and_are_zero_at_padding(name):
 def test_states_at_padding_change_no_bit_of_the_weights(name):
     attention, _ = make_attention(name)
     states, query = random_states()
-    other = np.where(np.asarray(MASK)[..., None], states, 1e3).astype(np.float32)
+    changed = np.where(np.asarray(MASK)[..., None], states, 1e3).astype(np.float32)
     np.testing.assert_array_equal(
-        attention(jnp.asarray(other), jnp.asarray(query), MASK),
+        attention(jnp.asarray(changed), jnp.asarray(query), MASK),
         attention(jnp.asarray(states), jnp.asarray(query), MASK),
     )
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e38])
-def test_softmax_is_finite_in_value_and_gradient_for_scores_of_any_size(size):
+def test_softmax_and_its_gradient_are_finite_for_scores_of_any_size(size):
     scores = size * jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, ROWS)), jnp.float32)
     scores = jnp.clip(scores, -3e38, 3e38)
-    weights, back = jax.vjp(lambda scores: masked_softmax(scores, MASK), scores)
-    (gradient,) = back(jnp.ones_like(weights))
+    weights, backward = jax.vjp(lambda scores: masked_softmax(scores, MASK), scores)
+    (d_scores,) = backward(jnp.ones_like(weights))
     assert np.isfinite(weights).all()
-    assert np.isfinite(gradient).all()
+    assert np.isfinite(d_scores).all()
     np.testing.assert_allclose(weights.sum(axis=0), LENGTHS > 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3])
 def test_derivative_of_the_softmax_matches_its_equation(size):
     scores = size * np.random.default_rng(0).normal(size=(STEPS, ROWS)).astype(np.float32)
-    along = np.random.default_rng(1).normal(size=(STEPS, ROWS)).astype(np.float32)
+    direction = np.random.default_rng(1).normal(size=(STEPS, ROWS)).astype(np.float32)
     softmax = partial(masked_softmax, mask=MASK)
-    weights, moved = jax.jvp(softmax, (jnp.asarray(scores),), (jnp.asarray(along),))
+    weights, derivative = jax.jvp(softmax, (jnp.asarray(scores),), (jnp.asarray(direction),))
     # d w[t] = w[t] (d s[t] - sum_u w[u] d s[u]): zero where one token has all the weight.
-    expected = weights * (along - (weights * along).sum(axis=0, keepdims=True))
-    np.testing.assert_allclose(moved, expected, atol=1e-6)  # float32 rounding of sums of size 1
-    assert (np.asarray(moved)[:, LENGTHS == 1] == 0).all()
+    expected = weights * (direction - (weights * direction).sum(axis=0, keepdims=True))
+    np.testing.assert_allclose(derivative, expected, atol=1e-6)  # float32 rounding of order 1
+    assert (np.asarray(derivative)[:, LENGTHS == 1] == 0).all()
 
 
 def test_equal_scores_give_uniform_weights_over_tokens():
@@ -94,7 +94,7 @@ def test_equal_scores_give_uniform_weights_over_tokens():
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-def test_pooling_matches_the_double_loop(name):
+def test_pooling_matches_the_reference_loop(name):
     states, last = random_states()
     states = states * np.asarray(MASK)[..., None]
     weights = softmax_without_padding(random_states(2)[0][..., 0], LENGTHS)

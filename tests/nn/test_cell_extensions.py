@@ -1,4 +1,4 @@
-"""Cells from outside: gate parameters (peepholes) and noise per time step (zoneout)."""
+"""Cells with gate parameters (peepholes) or with noise per time step (zoneout)."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ LENGTHS = np.array([7, 0, 4])
 
 
 class Peephole(LSTM):
-    """Gers and Schmidhuber, 2000: `i` and `f` also read `c`, and `o` reads `c'`."""
+    """Gers and Schmidhuber, 2000: `i` and `f` also depend on `c`, and `o` depends on `c'`."""
 
     def __init__(self, inputs_size, hidden_size, *, rngs):
         super().__init__(inputs_size, hidden_size, rngs=rngs)
@@ -37,7 +37,7 @@ class Peephole(LSTM):
 
 
 class Zoneout(LSTM):
-    """Krueger et al., 2017, arXiv:1606.01305: some units keep their hidden state."""
+    """Krueger et al., 2017, arXiv:1606.01305: some units keep their previous hidden state."""
 
     def noise(self, keys, steps):
         shape = (steps, self.hidden_size)
@@ -62,8 +62,8 @@ def peephole_loop(cell, inputs):
         c, h = np.zeros(HIDDEN), np.zeros(HIDDEN)
         for t in range(length):
             i, f, g, o = np.split(np.concatenate([inputs[t, row], h]) @ kernel + bias, 4)
-            new = sigmoid(f + peepholes[1] * c) * c
-            c = new + sigmoid(i + peepholes[0] * c) * np.tanh(g)
+            forget, add = sigmoid(f + peepholes[1] * c), sigmoid(i + peepholes[0] * c)
+            c = forget * c + add * np.tanh(g)
             h = sigmoid(o + peepholes[2] * c) * np.tanh(c)
             states[t, row] = h
     return states
@@ -73,7 +73,7 @@ def random_inputs():
     return np.random.default_rng(0).normal(size=(STEPS, ROWS, INPUTS)).astype(np.float32)
 
 
-def test_peephole_cell_is_the_loop_from_its_equations():
+def test_peephole_cell_matches_the_reference_loop():
     cell = Peephole(INPUTS, HIDDEN, rngs=nnx.Rngs(0))
     states, _ = run_direction(cell, jnp.asarray(random_inputs()), jnp.asarray(LENGTHS))
     # float32 rounding over 7 steps of values below 1.
@@ -81,7 +81,7 @@ def test_peephole_cell_is_the_loop_from_its_equations():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_gate_parameters_get_the_gradient_of_plain_jax(reverse):
+def test_gradient_of_gate_parameters_matches_plain_jax(reverse):
     graph, params = nnx.split(Peephole(INPUTS, HIDDEN, rngs=nnx.Rngs(0)))
 
     def loss(backend, params, inputs):
@@ -95,7 +95,7 @@ def test_gate_parameters_get_the_gradient_of_plain_jax(reverse):
         for backend in ("scan", "plain")
     )
     assert float(jnp.abs(scan[0]["peepholes"][...]).min()) > 0
-    # float32 rounding of sums of some dozen terms of size 1.
+    # float32 rounding of sums of dozens of terms of order 1.
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), scan, plain)
 
 
@@ -106,18 +106,18 @@ def zoneout(monkeypatch) -> Model:
     return Model(ModelConfig(**sizes, cell="zoneout", input_dropout=0.0, layers=1), 11)
 
 
-def test_step_noise_acts_with_keys_only_and_never_depends_on_padding(zoneout):
+def test_step_noise_needs_keys_and_does_not_depend_on_the_other_rows(zoneout):
     params = zoneout.init(jax.random.key(0))
     tokens, keys = jnp.array([[4, 5, 6], [7, 8, 0]]), jax.random.split(jax.random.key(1), 2)
     lengths = jnp.array([3, 2])
     evaluation = zoneout(params, tokens, lengths).logits
     training = zoneout(params, tokens, lengths, keys).logits
     assert (jnp.abs(training - evaluation) > 1e-5).all()
-    again = zoneout(params, tokens[::-1], lengths[::-1], keys[::-1]).logits
-    np.testing.assert_allclose(again[::-1], training, atol=1e-6)  # rounding: another row order
+    swapped = zoneout(params, tokens[::-1], lengths[::-1], keys[::-1]).logits
+    np.testing.assert_allclose(swapped[::-1], training, atol=1e-6)  # float32 rounding
 
 
-def test_step_noise_has_the_gradient_of_plain_jax(zoneout):
+def test_gradient_with_step_noise_matches_plain_jax(zoneout):
     params = zoneout.init(jax.random.key(0))
     tokens, keys = jnp.array([[4, 5, 6], [7, 8, 0]]), jax.random.split(jax.random.key(1), 2)
 
@@ -129,6 +129,6 @@ def test_step_noise_has_the_gradient_of_plain_jax(zoneout):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-5), scan, plain)
 
 
-def test_cell_without_gate_parameters_has_an_empty_tree_of_them():
+def test_a_cell_has_no_gate_parameters_by_default():
     assert isinstance(LSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0)).params(), CellParams)
     assert LSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0)).params().gate == ()

@@ -1,4 +1,4 @@
-"""Every cell against a loop from its equations, Flax's own cell, and finite differences."""
+"""Every cell compared with a loop from its equations, Flax's cell and finite differences."""
 
 from functools import partial
 
@@ -22,9 +22,9 @@ def make_cell(name, seed=0, scale=1.0):
     """Returns a cell with random parameters, biases included."""
     cell = CELLS[name](inputs_size=INPUTS, hidden_size=HIDDEN, rngs=nnx.Rngs(seed))
     graph, state = nnx.split(cell)
-    numbers = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(scale * numbers.normal(size=leaf.shape), jnp.float32),
+        lambda leaf: jnp.asarray(scale * generator.normal(size=leaf.shape), jnp.float32),
         nnx.to_pure_dict(state),
     )
     return graph, params
@@ -41,7 +41,7 @@ def run(graph, params, inputs, lengths, noise=None, **static):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", CELLS)
-def test_cell_matches_the_loop_from_its_equations(name, reverse):
+def test_cell_matches_the_reference_loop(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
     states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
@@ -74,7 +74,7 @@ def flax_cell(name, params):
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_cell_matches_flax_with_the_same_parameters(name, length):
     graph, params = make_cell(name)
-    if name == "gru":  # Flax's GRU has no such bias
+    if name == "gru":  # Flax's GRU has no candidate bias
         params["candidate_bias"] = jnp.zeros(HIDDEN)
     inputs = random_inputs()
     cell = flax_cell(name, params)
@@ -87,12 +87,12 @@ def test_cell_matches_flax_with_the_same_parameters(name, length):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", CELLS)
-def test_gradient_matches_finite_differences_of_the_loop(name, reverse):
+def test_gradient_matches_finite_differences_of_the_reference_loop(name, reverse):
     graph, params = make_cell(name, scale=0.5)
     inputs = random_inputs()
-    numbers = np.random.default_rng(2)
-    d_states = numbers.normal(size=(STEPS, ROWS, HIDDEN))
-    d_last = numbers.normal(size=(ROWS, HIDDEN))
+    generator = np.random.default_rng(2)
+    d_states = generator.normal(size=(STEPS, ROWS, HIDDEN))
+    d_last = generator.normal(size=(ROWS, HIDDEN))
 
     def loss(params, inputs):
         states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
@@ -107,20 +107,20 @@ def test_gradient_matches_finite_differences_of_the_loop(name, reverse):
     gradients = jax.grad(loss, argnums=(0, 1))(params, jnp.asarray(inputs))
     params64 = {key: np.asarray(value, np.float64) for key, value in params.items()}
     point = (params64, inputs.astype(np.float64))
-    nudge = 1e-5  # of float64: the difference is good to 1e-9
+    step = 1e-5  # in float64: the difference has an error of about 1e-9
     for gradient, leaf in zip(jax.tree.leaves(gradients), jax.tree.leaves(point), strict=True):
-        for index in zip(*(numbers.integers(0, n, 6) for n in leaf.shape), strict=True):
-            before = leaf[index]
-            leaf[index] = before + nudge
+        for index in zip(*(generator.integers(0, n, 6) for n in leaf.shape), strict=True):
+            value = leaf[index]
+            leaf[index] = value + step
             above = loss64(*point)
-            leaf[index] = before - nudge
+            leaf[index] = value - step
             below = loss64(*point)
-            leaf[index] = before
-            # float32 rounding of sums of some hundred terms of size 1.
-            assert gradient[index] == pytest.approx((above - below) / (2 * nudge), abs=2e-5)
+            leaf[index] = value
+            # float32 rounding of sums of about a hundred terms of order 1.
+            assert gradient[index] == pytest.approx((above - below) / (2 * step), abs=2e-5)
 
 
-def test_initial_values_are_those_of_keras():
+def test_initial_lstm_parameters_follow_keras():
     cell = CELLS["lstm"](inputs_size=40, hidden_size=8, rngs=nnx.Rngs(0))
     recurrent = np.asarray(cell.recurrent_kernel[...])
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(8), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Contracts of the whole classifier, over every entry of every table."""
+"""Properties of the whole classifier, for every cell, encoder, attention and pooling."""
 
 import dataclasses
 import re
@@ -24,21 +24,21 @@ from bilstm_attn.nn.model import Model
 
 STEPS = 4
 LENGTHS = np.array([4, 0, 1, 2, 3])
-SHARDED = len(LENGTHS)
+ROWS = len(LENGTHS)
 PADDING = np.arange(STEPS)[None] >= LENGTHS[:, None]
-# float32 rounding where the compiler may order sums differently; logits are of size 1.
+# float32 rounding, where the compiler may order sums differently; logits are of order 1.
 TOLERANCE = 2e-6
 
 
 @partial(jax.jit, static_argnums=0)
-def quiet(name, params, tokens, lengths=LENGTHS):
+def output_without_dropout(name, params, tokens, lengths=LENGTHS):
     """Returns the output without dropout."""
     return make_model(name)[0](params, tokens, jnp.asarray(lengths))
 
 
 @partial(jax.jit, static_argnums=0)
-def everything(name, params, inputs, lengths, keys):
-    """Returns the output, and the gradients of a loss in the parameters and the word vectors."""
+def loss_and_gradients(name, params, inputs, lengths, keys):
+    """Returns (loss, output) and the gradients of the loss in the parameters and word vectors."""
     model, _ = make_model(name)
 
     def loss(params, inputs):
@@ -49,38 +49,42 @@ def everything(name, params, inputs, lengths, keys):
 
 
 def run(name, keys, tokens=None, lengths=LENGTHS, inputs=None):
-    """Returns the output and the gradients in parameters and inputs; `keys` turn dropout on."""
+    """Returns the output and the gradients in the parameters and word vectors; keys: dropout."""
     model, params = make_model(name)
     if inputs is None:
         inputs = model.embed(params, jnp.asarray(random_tokens() if tokens is None else tokens))
-    (_, output), gradients = everything(name, params, inputs, jnp.asarray(lengths), keys)
+    (_, output), gradients = loss_and_gradients(name, params, inputs, jnp.asarray(lengths), keys)
     return output, *gradients
 
 
 def random_tokens(seed=0):
-    tokens = np.random.default_rng(seed).integers(1, VOCABULARY, (SHARDED, STEPS)).astype(np.int32)
+    tokens = np.random.default_rng(seed).integers(1, VOCABULARY, (ROWS, STEPS)).astype(np.int32)
     return np.where(PADDING, 0, tokens)
 
 
 def keys_of(seed):
-    return jax.random.split(jax.random.key(seed), SHARDED)
+    return jax.random.split(jax.random.key(seed), ROWS)
 
 
-def assert_trees_close(one, two, tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, atol=tolerance, rtol=tolerance), one, two)
+def assert_trees_close(actual, expected, tolerance):
+    compare = partial(np.testing.assert_allclose, atol=tolerance, rtol=tolerance)
+    jax.tree.map(compare, actual, expected)
 
 
-def assert_same_bits(one, two):
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+def assert_same_bits(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-LONGER = np.pad(random_tokens(), ((0, 0), (0, 4)))
+PADDED = np.pad(random_tokens(), ((0, 0), (0, 4)))
 
 
 @every_entry
-def test_more_padding_changes_nothing(name):
+def test_more_padding_changes_no_output(name):
     _, params = make_model(name)
-    short, long = quiet(name, params, random_tokens()), quiet(name, params, LONGER)
+    short, long = (
+        output_without_dropout(name, params, random_tokens()),
+        output_without_dropout(name, params, PADDED),
+    )
     np.testing.assert_allclose(long.logits, short.logits, atol=TOLERANCE)
     np.testing.assert_allclose(long.weights[:, :STEPS], short.weights, atol=TOLERANCE)
     assert (np.asarray(long.weights[:, STEPS:]) == 0).all()
@@ -90,39 +94,39 @@ def test_more_padding_changes_nothing(name):
 @pytest.mark.slow  # compiles a gradient per entry
 @every_entry
 def test_more_padding_changes_no_gradient(name):
-    short, of_params, of_inputs = run(name, keys_of(1))
-    long, long_of_params, long_of_inputs = run(name, keys_of(1), LONGER)
+    short, d_params, d_inputs = run(name, keys_of(1))
+    long, long_d_params, long_d_inputs = run(name, keys_of(1), PADDED)
     np.testing.assert_allclose(long.logits, short.logits, atol=TOLERANCE)
-    assert_trees_close(long_of_params, of_params, TOLERANCE * 5)  # sums of tens of such terms
-    np.testing.assert_allclose(long_of_inputs[:STEPS], of_inputs, atol=TOLERANCE)
+    assert_trees_close(long_d_params, d_params, TOLERANCE * 5)  # sums of tens of such terms
+    np.testing.assert_allclose(long_d_inputs[:STEPS], d_inputs, atol=TOLERANCE)
 
 
 @every_entry
-def test_content_of_padding_changes_no_bit_in_value_or_gradient(name):
-    other = np.where(PADDING, 5, random_tokens())
-    assert_same_bits(run(name, keys_of(1), other), run(name, keys_of(1)))
+def test_tokens_at_padding_change_no_bit_of_outputs_or_gradients(name):
+    tokens = np.where(PADDING, 5, random_tokens())
+    assert_same_bits(run(name, keys_of(1), tokens), run(name, keys_of(1)))
 
 
 @every_entry
 def test_nan_at_padding_reaches_no_output_or_gradient(name):
     model, params = make_model(name)
     inputs = model.embed(params, jnp.asarray(random_tokens()))
-    poisoned = jnp.where(PADDING.T[..., None], jnp.nan, inputs)
-    clean = run(name, keys_of(1), inputs=inputs)
-    assert_same_bits(run(name, keys_of(1), inputs=poisoned), clean)
-    assert (np.asarray(clean[2])[PADDING.T] == 0).all()
+    with_nan = jnp.where(PADDING.T[..., None], jnp.nan, inputs)
+    expected = run(name, keys_of(1), inputs=inputs)
+    assert_same_bits(run(name, keys_of(1), inputs=with_nan), expected)
+    assert (np.asarray(expected[2])[PADDING.T] == 0).all()
 
 
 @every_entry
 def test_permuting_rows_permutes_outputs(name):
     order = np.array([3, 0, 4, 2, 1])
-    straight, of_params, _ = run(name, keys_of(1))
-    permuted, permuted_of_params, _ = run(
+    original, d_params, _ = run(name, keys_of(1))
+    permuted, permuted_d_params, _ = run(
         name, keys_of(1)[order], random_tokens()[order], LENGTHS[order]
     )
-    np.testing.assert_allclose(permuted.logits, straight.logits[order], atol=TOLERANCE)
-    np.testing.assert_allclose(permuted.weights, straight.weights[order], atol=TOLERANCE)
-    assert_trees_close(permuted_of_params, of_params, TOLERANCE * 5)
+    np.testing.assert_allclose(permuted.logits, original.logits[order], atol=TOLERANCE)
+    np.testing.assert_allclose(permuted.weights, original.weights[order], atol=TOLERANCE)
+    assert_trees_close(permuted_d_params, d_params, TOLERANCE * 5)
 
 
 def swap_directions(params):
@@ -133,13 +137,13 @@ def swap_directions(params):
         return jnp.concatenate([matrix[half:], matrix[:half]])
 
     swapped = jax.tree.map(lambda leaf: leaf, params)
-    if "layers" not in swapped["encoder"]:  # it has no directions
+    if "layers" not in swapped["encoder"]:  # an encoder without directions
         return swapped
     for depth, layer in swapped["encoder"]["layers"].items():
         layer["forward"], layer["backward"] = layer["backward"], layer["forward"]
-        if depth > 0:  # reads both directions of the layer below
-            for way in ("forward", "backward"):
-                layer[way]["input_kernel"] = swap_rows(layer[way]["input_kernel"])
+        if depth > 0:  # its inputs are both directions of the layer below
+            for direction in ("forward", "backward"):
+                layer[direction]["input_kernel"] = swap_rows(layer[direction]["input_kernel"])
     for name in ("states_kernel", "query_kernel", "kernel"):
         if name in swapped.get("attention", {}):
             swapped["attention"][name] = swap_rows(swapped["attention"][name])
@@ -152,54 +156,55 @@ def swap_directions(params):
 def test_reversing_an_example_swaps_the_directions(name):
     _, params = make_model(name)
     tokens = random_tokens()
-    turned = np.zeros_like(tokens)
+    reversed_tokens = np.zeros_like(tokens)
     for row, length in enumerate(LENGTHS):
-        turned[row, :length] = tokens[row, :length][::-1]
-    straight, swapped = quiet(name, params, tokens), quiet(name, swap_directions(params), turned)
-    np.testing.assert_allclose(swapped.logits, straight.logits, atol=TOLERANCE)
+        reversed_tokens[row, :length] = tokens[row, :length][::-1]
+    original = output_without_dropout(name, params, tokens)
+    swapped = output_without_dropout(name, swap_directions(params), reversed_tokens)
+    np.testing.assert_allclose(swapped.logits, original.logits, atol=TOLERANCE)
     for row, length in enumerate(LENGTHS):
         np.testing.assert_allclose(
-            swapped.weights[row, :length], straight.weights[row, :length][::-1], atol=TOLERANCE
+            swapped.weights[row, :length], original.weights[row, :length][::-1], atol=TOLERANCE
         )
 
 
 @every_entry
 @pytest.mark.parametrize("length", [0, 1])
-def test_short_examples_are_finite_in_value_and_gradient(name, length):
-    found = run(name, keys_of(1), lengths=np.full(SHARDED, length))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+def test_short_examples_have_finite_outputs_and_gradients(name, length):
+    results = run(name, keys_of(1), lengths=np.full(ROWS, length))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
 
 
 @every_entry
 def test_jit_equals_eager(name):
     model, params = make_model(name)
-    given = params, jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
+    arguments = params, jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
     with jax.disable_jit():
-        eager = model(*given)
-    assert_trees_close(quiet(name, *given), eager, TOLERANCE)
+        eager = model(*arguments)
+    assert_trees_close(output_without_dropout(name, *arguments), eager, TOLERANCE)
 
 
 @every_entry
-def test_same_key_gives_same_bits_and_another_key_does_not(name):
+def test_the_key_determines_every_bit_of_parameters_and_outputs(name):
     assert_same_bits(initial(name, 3), initial(name, 3))
     assert not np.array_equal(initial(name, 3)["embedding"], initial(name, 4)["embedding"])
-    first, again, other = (run(name, keys_of(seed))[0] for seed in (1, 1, 2))
-    assert_same_bits(first, again)
+    first, repeated, other = (run(name, keys_of(seed))[0] for seed in (1, 1, 2))
+    assert_same_bits(repeated, first)
     assert not np.array_equal(first.logits, other.logits)
 
 
 @every_entry
-def test_every_parameter_moves_the_loss(name):
-    # A parameter that one seed's dropout hides is visible with another seed.
-    found = [run(name, keys_of(seed))[1:] for seed in range(16)]
-    gradient, of_inputs = jax.tree.map(lambda *seeds: np.abs(seeds).max(axis=0), *found)
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    still = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.max() > 0]
-    assert still == ["['embedding']"]  # `classify` starts from the word vectors
-    assert (of_inputs.max(axis=-1)[~PADDING.T] > 0).all()
+def test_every_parameter_has_a_gradient(name):
+    # Dropout may hide a parameter with one seed, so take the largest gradient of several seeds.
+    gradients = [run(name, keys_of(seed))[1:] for seed in range(16)]
+    d_params, d_inputs = jax.tree.map(lambda *seeds: np.abs(seeds).max(axis=0), *gradients)
+    leaves = jax.tree_util.tree_leaves_with_path(d_params)
+    without_gradient = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.max() > 0]
+    assert without_gradient == ["['embedding']"]  # the inputs of `classify` are word vectors
+    assert (d_inputs.max(axis=-1)[~PADDING.T] > 0).all()
 
 
-def test_only_the_tokens_of_an_example_get_a_gradient_in_the_embedding():
+def test_only_words_in_the_batch_get_a_gradient_in_the_embedding():
     model, params = make_model("cell-lstm")
     tokens = jnp.asarray(np.where(PADDING, 10, np.minimum(random_tokens(), 9)))
 
@@ -208,12 +213,12 @@ def test_only_the_tokens_of_an_example_get_a_gradient_in_the_embedding():
     def gradient(params):
         return jnp.sin(model(params, tokens, jnp.asarray(LENGTHS)).logits).sum()
 
-    moved = np.abs(np.asarray(gradient(params)["embedding"])).max(axis=1) > 0
-    assert set(np.flatnonzero(moved)) == set(np.asarray(tokens)[~PADDING])
+    has_gradient = np.abs(np.asarray(gradient(params)["embedding"])).max(axis=1) > 0
+    assert set(np.flatnonzero(has_gradient)) == set(np.asarray(tokens)[~PADDING])
 
 
 @every_entry
-def test_logits_given_weights_match_the_head(name):
+def test_logits_given_weights_match_logits_from_states(name):
     model, params = make_model(name)
     lengths = jnp.asarray(LENGTHS)
     states, last = model.encode(params, model.embed(params, jnp.asarray(random_tokens())), lengths)
@@ -227,13 +232,13 @@ def test_logits_given_weights_match_the_head(name):
     )
 
 
-def test_without_keys_there_is_no_noise():
+def test_without_keys_no_dropout_is_applied():
     config = dataclasses.replace(CONFIGS["cell-lstm"], input_dropout=0.0, head_dropout=0.0)
     _, params = make_model("cell-lstm")
-    given = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS), keys_of(1)
-    without_dropout = jax.jit(Model(config, VOCABULARY).__call__)(params, *given)
-    without_keys = quiet("cell-lstm", params, *given[:2])
-    np.testing.assert_allclose(without_keys.logits, without_dropout.logits, atol=TOLERANCE)
+    arguments = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
+    rate_of_zero = jax.jit(Model(config, VOCABULARY).__call__)(params, *arguments, keys_of(1))
+    without_keys = output_without_dropout("cell-lstm", params, *arguments)
+    np.testing.assert_allclose(without_keys.logits, rate_of_zero.logits, atol=TOLERANCE)
 
 
 def test_dropout_preserves_the_mean():
@@ -258,11 +263,11 @@ def test_word_dropout_drops_all_occurrences_of_a_word_in_an_example_or_none():
     assert abs(dropped.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / dropped.size)
     assert len({row.tobytes() for row in dropped}) == VOCABULARY
     assert len({column.tobytes() for column in dropped.T}) > 100
-    longer = np.pad(tokens, ((0, 0), (0, 3)))
-    assert_same_bits(embed(params, longer, keys)[: 2 * VOCABULARY], embed(params, tokens, keys))
+    padded = np.pad(tokens, ((0, 0), (0, 3)))
+    assert_same_bits(embed(params, padded, keys)[: 2 * VOCABULARY], embed(params, tokens, keys))
 
 
-def test_directions_layers_and_examples_have_independent_noise():
+def test_directions_layers_and_examples_have_different_dropout_masks():
     keys = jax.random.split(jax.random.key(0), 3)
     names = ["layer0.forward", "layer0.backward", "layer1.forward", "head"]
     masks = [np.asarray(dropout_mask(keys, name, 0.5, 64)) for name in names]
@@ -271,14 +276,14 @@ def test_directions_layers_and_examples_have_independent_noise():
 
 
 @pytest.mark.parametrize(
-    ("matmul_precision", "asked"),
+    ("matmul_precision", "expected"),
     [
         ("float32", {"HIGHEST"}),
         ("tensorfloat32", {"HIGHEST", "HIGH"}),
         ("bfloat16", {"HIGHEST", "DEFAULT"}),
     ],
 )
-def test_only_the_recurrence_uses_the_matmul_precision(matmul_precision, asked):
+def test_only_the_recurrence_uses_the_matmul_precision(matmul_precision, expected):
     model = Model(ModelConfig(**SMALL, layers=1, matmul_precision=matmul_precision), 15, "plain")
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens, lengths = jnp.ones((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
@@ -287,9 +292,9 @@ def test_only_the_recurrence_uses_the_matmul_precision(matmul_precision, asked):
         return model(params, tokens, lengths).logits.sum()
 
     text = jax.jit(jax.grad(loss)).lower(params).as_text()
-    found = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
-    assert {each for pair in found for each in pair} == asked
-    assert text.count("dot_general ") == len(found)
+    precisions = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
+    assert {precision for pair in precisions for precision in pair} == expected
+    assert text.count("dot_general ") == len(precisions)
     assert ("lhs_precision_type = bf16" in text) == (matmul_precision == "bfloat16")
 
 
@@ -306,7 +311,7 @@ def test_tutorial_model_has_the_parameter_count_of_the_tutorial():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         ({"cell": "lsmt"}, r"unknown cell 'lsmt'; choose gru, lstm \(did you mean 'lstm'\?\)"),
         ({"attention": "dott"}, "unknown attention 'dott'.*did you mean 'dot'"),
@@ -316,9 +321,9 @@ def test_tutorial_model_has_the_parameter_count_of_the_tutorial():
         ({"cell": "gru", "cell_options": {"bias": 1}}, "of cell 'gru'; it takes none"),
     ],
 )
-def test_unknown_name_is_one_line_with_the_choices(given, message):
+def test_unknown_name_or_option_is_an_error_that_lists_the_choices(fields, message):
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(Model(ModelConfig(**given), VOCABULARY).init, jax.random.key(0))
+        jax.eval_shape(Model(ModelConfig(**fields), VOCABULARY).init, jax.random.key(0))
 
 
 def test_options_are_passed_to_the_constructor():

@@ -1,4 +1,4 @@
-"""Contracts of the masked time loop, for every cell."""
+"""Properties of the masked time loop, for every cell and both directions."""
 
 from functools import partial
 
@@ -12,24 +12,24 @@ from tiny_run import error_of
 from bilstm_attn.nn.cells import CELLS
 from bilstm_attn.nn.recurrence import LoopOptions
 
-cells_and_ways = pytest.mark.parametrize(
+every_cell_and_direction = pytest.mark.parametrize(
     ("name", "reverse"), [(name, reverse) for name in CELLS for reverse in (False, True)]
 )
 
 
-@cells_and_ways
-def test_more_padding_changes_no_bit(name, reverse):
+@every_cell_and_direction
+def test_more_padding_changes_no_bit_of_the_states(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
     states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
-    longer = np.concatenate([inputs, np.full((3, ROWS, INPUTS), 9, np.float32)])
-    padded_states, padded_last = run(graph, params, longer, LENGTHS, reverse=reverse)
+    padded = np.concatenate([inputs, np.full((3, ROWS, INPUTS), 9, np.float32)])
+    padded_states, padded_last = run(graph, params, padded, LENGTHS, reverse=reverse)
     np.testing.assert_array_equal(padded_states[:STEPS], states)
     np.testing.assert_array_equal(padded_states[STEPS:], 0)
     np.testing.assert_array_equal(padded_last, last)
 
 
-@cells_and_ways
+@every_cell_and_direction
 def test_states_at_padding_and_last_states_of_empty_examples_are_zero(name, reverse):
     graph, params = make_cell(name)
     states, last = run(graph, params, random_inputs(), LENGTHS, reverse=reverse)
@@ -39,103 +39,107 @@ def test_states_at_padding_and_last_states_of_empty_examples_are_zero(name, reve
     assert (np.asarray(last)[LENGTHS == 0] == 0).all()
 
 
-@cells_and_ways
+@every_cell_and_direction
 def test_gradient_at_padding_is_exactly_zero(name, reverse):
     graph, params = make_cell(name)
 
     @jax.jit
     @jax.grad
-    def gradient_of(inputs):
+    def gradient(inputs):
         states, last = run(graph, params, inputs, LENGTHS, reverse=reverse)
         return jnp.sin(states).sum() + jnp.sin(last).sum()
 
-    gradient = np.asarray(gradient_of(random_inputs()))
+    d_inputs = np.asarray(gradient(random_inputs()))
     padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
-    assert (gradient[padding] == 0).all()
-    assert (gradient[~padding] != 0).all()
+    assert (d_inputs[padding] == 0).all()
+    assert (d_inputs[~padding] != 0).all()
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_reversing_the_examples_swaps_the_directions(name):
     graph, params = make_cell(name)
     inputs = random_inputs()
-    turned = inputs.copy()
+    reversed_inputs = inputs.copy()
     for row, length in enumerate(LENGTHS):
-        turned[:length, row] = inputs[:length, row][::-1]
+        reversed_inputs[:length, row] = inputs[:length, row][::-1]
     states, last = run(graph, params, inputs, LENGTHS)
-    turned_states, turned_last = run(graph, params, turned, LENGTHS, reverse=True)
-    np.testing.assert_allclose(turned_last, last, atol=1e-6)  # order of sums in a matmul
+    reversed_states, reversed_last = run(graph, params, reversed_inputs, LENGTHS, reverse=True)
+    np.testing.assert_allclose(reversed_last, last, atol=1e-6)  # order of sums in a matmul
     for row, length in enumerate(LENGTHS):
         np.testing.assert_allclose(
-            turned_states[:length, row], states[:length, row][::-1], atol=1e-6
+            reversed_states[:length, row], states[:length, row][::-1], atol=1e-6
         )
 
 
-@cells_and_ways
-def test_noise_multiplies_the_inputs_of_every_step(name, reverse):
+@every_cell_and_direction
+def test_input_noise_multiplies_the_inputs_of_every_step(name, reverse):
     graph, params = make_cell(name)
     inputs = random_inputs()
     noise = np.random.default_rng(3).normal(size=(ROWS, INPUTS)).astype(np.float32)
-    given = run(graph, params, inputs, LENGTHS, reverse=reverse, noise=jnp.asarray(noise))
-    scaled = run(graph, params, inputs * noise[None], LENGTHS, reverse=reverse)
-    jax.tree.map(np.testing.assert_array_equal, given, scaled)
+    with_noise = run(graph, params, inputs, LENGTHS, reverse=reverse, noise=jnp.asarray(noise))
+    expected = run(graph, params, inputs * noise[None], LENGTHS, reverse=reverse)
+    jax.tree.map(np.testing.assert_array_equal, with_noise, expected)
 
 
-@cells_and_ways
+@every_cell_and_direction
 @pytest.mark.parametrize("noisy", [False, True])
-def test_scan_gradient_matches_jax(name, reverse, noisy):
+def test_gradient_of_the_scan_matches_the_gradient_of_plain_jax(name, reverse, noisy):
     graph, params = make_cell(name)
-    numbers = np.random.default_rng(4)
-    noise = jnp.asarray(numbers.normal(size=(ROWS, INPUTS)), jnp.float32) if noisy else None
+    generator = np.random.default_rng(4)
+    noise = jnp.asarray(generator.normal(size=(ROWS, INPUTS)), jnp.float32) if noisy else None
 
     def loss(backend, params, inputs, noise):
-        given = {"reverse": reverse, "noise": noise, "backend": backend}
-        states, last = run(graph, params, inputs, LENGTHS, **given)
+        static = {"reverse": reverse, "backend": backend}
+        states, last = run(graph, params, inputs, LENGTHS, noise=noise, **static)
         return jnp.sin(states).sum() + jnp.cos(last).sum()
 
-    own, jaxs = (
-        jax.jit(jax.value_and_grad(partial(loss, backend), (0, 1, 2)))
+    scan, plain = (
+        jax.jit(jax.value_and_grad(partial(loss, backend), (0, 1, 2)))(
+            params, random_inputs(), noise
+        )
         for backend in ("scan", "plain")
     )
-    own, jaxs = own(params, random_inputs(), noise), jaxs(params, random_inputs(), noise)
-    # float32 rounding: parameter gradients are sums of some hundred terms of size 1.
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), own, jaxs)
+    # float32 rounding: parameter gradients are sums of about a hundred terms of order 1.
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), scan, plain)
 
 
-@cells_and_ways
+@every_cell_and_direction
 @pytest.mark.parametrize("backend", ["scan", "plain"])
 def test_remat_changes_no_value_or_gradient(name, reverse, backend):
     graph, params = make_cell(name)
 
     def loss(options, params, inputs):
-        given = {"reverse": reverse, "backend": backend, "options": options}
-        states, last = run(graph, params, inputs, LENGTHS, **given)
+        static = {"reverse": reverse, "backend": backend, "options": options}
+        states, last = run(graph, params, inputs, LENGTHS, **static)
         return jnp.sin(states).sum() + jnp.cos(last).sum()
 
-    kept, again = (
-        jax.jit(jax.value_and_grad(partial(loss, LoopOptions(remat=choice)), (0, 1)))
-        for choice in (False, True)
+    stored, recomputed = (
+        jax.jit(jax.value_and_grad(partial(loss, LoopOptions(remat=remat)), (0, 1)))(
+            params, random_inputs()
+        )
+        for remat in (False, True)
     )
-    kept, again = kept(params, random_inputs()), again(params, random_inputs())
-    # The compiler fuses them differently: float32 rounding of sums of some hundred terms.
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), kept, again)
+    # The compiler fuses operations differently: float32 rounding of sums of about a hundred terms.
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), recomputed, stored)
 
 
 def test_remat_does_not_store_the_gates():
     graph, params = make_cell("lstm")
 
-    def kept(recompute):
-        given = {"options": LoopOptions(remat=recompute)}
-        pull = jax.eval_shape(
-            lambda inputs: jax.vjp(lambda x: run(graph, params, x, LENGTHS, **given), inputs)[1],
+    def stored_size(remat):
+        options = LoopOptions(remat=remat)
+        backward = jax.eval_shape(
+            lambda inputs: jax.vjp(
+                lambda inputs: run(graph, params, inputs, LENGTHS, options=options), inputs
+            )[1],
             random_inputs(),
         )
-        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept(False) - kept(True) == STEPS * ROWS * 4 * HIDDEN
+    assert stored_size(remat=False) - stored_size(remat=True) == STEPS * ROWS * 4 * HIDDEN
 
 
-@cells_and_ways
+@every_cell_and_direction
 @pytest.mark.parametrize("backend", ["scan", "plain"])
 def test_bfloat16_matmuls_are_within_rounding_of_float32(name, reverse, backend):
     graph, params = make_cell(name, scale=0.5)
@@ -144,8 +148,8 @@ def test_bfloat16_matmuls_are_within_rounding_of_float32(name, reverse, backend)
     @partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
     def loss(matmul_precision, params, inputs):
         options = LoopOptions(matmul_precision=matmul_precision)
-        given = {"reverse": reverse, "backend": backend, "options": options}
-        states, last = run(graph, params, inputs, LENGTHS, **given)
+        static = {"reverse": reverse, "backend": backend, "options": options}
+        states, last = run(graph, params, inputs, LENGTHS, **static)
         return jnp.sin(states).sum() + jnp.cos(last).sum(), (states, last)
 
     exact, rounded = (
@@ -154,13 +158,12 @@ def test_bfloat16_matmuls_are_within_rounding_of_float32(name, reverse, backend)
     )
     padding = np.arange(STEPS)[:, None] >= LENGTHS[None]
     assert (np.asarray(rounded[1][1])[padding] == 0).all()
-    largest = 0.0
-    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
-        assert other.dtype == jnp.float32
-        off = np.abs(one - other).max() / np.abs(one).max()
-        assert off < STEPS * 2**-8  # each step rounds its operands
-        largest = max(largest, float(off))
-    assert largest > 1e-4  # they are not float32
+    errors = []
+    for expected, actual in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert actual.dtype == jnp.float32
+        errors.append(float(np.abs(actual - expected).max() / np.abs(expected).max()))
+    assert max(errors) < STEPS * 2**-8  # each step rounds its operands
+    assert max(errors) > 1e-4  # the operands are not float32
 
 
 def loss_of_inputs(name, reverse, backend):
@@ -173,31 +176,33 @@ def loss_of_inputs(name, reverse, backend):
     return loss
 
 
-@cells_and_ways
+@every_cell_and_direction
 def test_second_derivatives_match_differences_of_the_first(name, reverse):
     inputs, direction = random_inputs(), random_inputs(seed=5)
-    plain, scan = (jax.grad(loss_of_inputs(name, reverse, way)) for way in ("plain", "scan"))
-    nudge = 3e-3  # the error is of its square; float32 rounding is divided by it
+    plain, scan = (
+        jax.grad(loss_of_inputs(name, reverse, backend)) for backend in ("plain", "scan")
+    )
+    step = 3e-3  # the truncation error is of order step**2; float32 rounding is divided by step
     first = jax.jit(plain)
-    above, below = (first(inputs + sign * nudge * direction) for sign in (1, -1))
+    above, below = (first(inputs + sign * step * direction) for sign in (1, -1))
     for gradient in (plain, scan):
-        product = jax.jit(partial(jax.jvp, gradient))((inputs,), (direction,))[1]
-        np.testing.assert_allclose(product, (above - below) / (2 * nudge), atol=1e-3)
+        derivative = jax.jit(partial(jax.jvp, gradient))((inputs,), (direction,))[1]
+        np.testing.assert_allclose(derivative, (above - below) / (2 * step), atol=1e-3)
 
 
-def test_only_the_plain_backend_has_forward_mode():
+def test_forward_mode_works_with_plain_and_is_an_error_with_scan():
     inputs, direction = random_inputs(), random_inputs(seed=5)
     plain, scan = (loss_of_inputs("lstm", False, backend) for backend in ("plain", "scan"))
     forward = jax.jvp(plain, (inputs,), (direction,))[1]
     backward = (jax.grad(scan)(inputs) * direction).sum()
     assert float(forward) == pytest.approx(float(backward), rel=1e-5)
-    for asked in (
+    for call in (
         partial(jax.jvp, scan),
         partial(jax.jvp, jax.jit(scan)),
         jax.jit(partial(jax.jvp, scan)),
     ):
-        says = error_of(asked, (inputs,), (direction,))
-        assert says == "backend scan has no forward mode; use backend plain"
+        message = error_of(call, (inputs,), (direction,))
+        assert message == "backend scan has no forward mode; use backend plain"
 
 
 @pytest.mark.parametrize("name", CELLS)
