@@ -69,7 +69,9 @@ class DataConfig:
     drop_longer: bool = False
     """Drop texts longer than `max_tokens` from every split instead of truncating them."""
     batch_size: int = 256
-    """Examples per step, over all devices together."""
+    """Labelled examples per step, over all devices together."""
+    unlabelled_batch_size: int = 0
+    """Unlabelled examples per step, in addition; the data set needs an unlabelled split."""
     bucket_edges: tuple[int, ...] = (152, 216, 368)
     """Padded lengths of a training batch's groups. A batch is drawn at random, sorted by length and
     divided into equal groups: one per edge below max_tokens, and one padded to max_tokens."""
@@ -90,6 +92,11 @@ class DataConfig:
             self.vocabulary_size > 4,
             f"data.vocabulary_size must be above 4 (the reserved ids), got {self.vocabulary_size}",
         )
+        require(
+            self.unlabelled_batch_size >= 0 and self.unlabelled_batch_size % len(self.edges) == 0,
+            "data.unlabelled_batch_size must be 0 or a positive multiple of the "
+            f"{len(self.edges)} groups of a batch, got {self.unlabelled_batch_size}",
+        )
         edges = self.bucket_edges
         require(
             all(edge > 0 for edge in edges) and list(edges) == sorted(set(edges)),
@@ -107,9 +114,14 @@ class DataConfig:
         return (*(edge for edge in self.bucket_edges if edge < self.max_tokens), self.max_tokens)
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows of a training batch, of all streams."""
+        return self.batch_size + self.unlabelled_batch_size
+
+    @property
     def group_size(self) -> int:
-        """Examples per length group of a training batch."""
-        return self.batch_size // len(self.edges)
+        """Rows of a training batch that are padded to one length."""
+        return self.rows_per_step // len(self.edges)
 
 
 @dataclasses.dataclass(frozen=True)

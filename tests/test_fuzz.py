@@ -26,7 +26,7 @@ from bilstm_attn.inference.exported import load_model
 from bilstm_attn.inference.predict import Predictor, predict_lines
 from bilstm_attn.runtime.devices import Part
 from bilstm_attn.runtime.files import tree_sha256
-from bilstm_attn.training import commands, reproduce
+from bilstm_attn.training import reproduce, train_command
 
 CASES = int(os.environ.get("CASES", "100"))  # per test
 settings.register_profile("project", max_examples=CASES, deadline=None, database=None)
@@ -143,8 +143,8 @@ arguments = flags | st.text(max_size=6) | st.integers().map(str) | st.floats().m
 @example("n" * 300, [])
 def test_any_command_line_is_accepted_or_a_one_line_error(recipe, rest):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "run_training", lambda *_, **__: 0)
-        patch.setattr(reproduce, "run_verification", lambda *_: 0)
+        patch.setattr(train_command, "run_training", lambda config, options: 0)
+        patch.setattr(reproduce, "run_verification", lambda options: 0)
         try:
             assert train_script(recipe, *rest) == 0
         except UserError as error:

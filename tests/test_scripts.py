@@ -9,7 +9,7 @@ import pytest
 from tiny_run import ROOT, error_of, load_script, tiny_run, train
 
 from bilstm_attn.config_files import recipe_names
-from bilstm_attn.training import commands as session
+from bilstm_attn.training import train_command
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_option_of_a_cell_reaches_its_parameters(untrained, monkeypatch):
     class Asked(Exception):
         pass
 
-    def train_no_further(replicas, model, **given):
-        raise Asked(jax.jit(model.init)(jax.random.key(0)))
+    def train_no_further(run, program, **given):
+        raise Asked(jax.jit(program.model.init)(jax.random.key(0)))
 
-    monkeypatch.setattr(session, "train", train_no_further)
+    monkeypatch.setattr(train_command, "train", train_no_further)
     with pytest.raises(Asked) as caught:
         train(untrained, "--model.cell-options", "forget_bias", "3")
     [params] = caught.value.args

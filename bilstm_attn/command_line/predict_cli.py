@@ -1,4 +1,4 @@
-"""Asks a run about text: `python scripts/predict.py RUN "A film to see twice."`."""
+"""Predicts the labels of texts: `python scripts/predict.py RUN "A film to see twice."`."""
 
 import dataclasses
 import json
@@ -68,13 +68,13 @@ def main(arguments: list[str], program: str = "scripts/predict.py") -> int:
     load_plugins(parsed.plugin)
     require(parsed.top > 0, f"--top must be above 0, got {parsed.top}")
     if parsed.text is None and parsed.file is None and sys.stdin.isatty():
-        print("reading reviews from standard input, one a line", file=sys.stderr)
+        print("reading texts from standard input, one per line", file=sys.stderr)
     if parsed.text is not None and parsed.file is not None:
         raise UserError("give a text or --file, not both")
     from bilstm_attn.inference.predict import Predictor, predict_lines
-    from bilstm_attn.training.run_dir import RunDir
+    from bilstm_attn.training.opened_run import model_file
 
-    predictor = Predictor(parsed.run if parsed.run.is_file() else RunDir(parsed.run).exported())
+    predictor = Predictor(model_file(parsed.run))
     if parsed.text is not None:
         raw = parsed.text.encode("utf-8", "surrogateescape")
         show_prediction(predictor([decode_utf8(raw, "the text")])[0], parsed.top)
@@ -88,5 +88,5 @@ def main(arguments: list[str], program: str = "scripts/predict.py") -> int:
             predictor, lines, parsed.top, lambda line: print(json.dumps(line), flush=True)
         )
     if failed:
-        raise UserError(f"{failed} lines could not be judged; their JSON lines say why")
+        raise UserError(f'{failed} lines have no prediction; see "error" in their JSON lines')
     return 0

@@ -4,12 +4,13 @@ Or repeats the first steps of a run: `python scripts/train.py --verify RUN`.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from bilstm_attn.config import BackendChoice, Config
+from bilstm_attn.command_line.option_pairs import apply_options
+from bilstm_attn.command_line.run_names import name_of_trial
+from bilstm_attn.config import Config
 from bilstm_attn.config_files import load_recipe, recipe_names
 from bilstm_attn.data.token_cache import DataLocations
 from bilstm_attn.errors import UserError
@@ -20,73 +21,57 @@ from bilstm_attn.runtime.xla_flags import (
     Processes,
     request_deterministic_gpu_ops,
 )
+from bilstm_attn.training.options import TrainOptions, VerifyOptions
+
+NO_PREFIX = arg(name="")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunArguments:
-    """Where and how to run; changes no number."""
+class RunArguments(TrainOptions):
+    """Where and how to train; changes no number beyond rounding."""
 
-    runs: Path = Path("runs")
-    """Where runs lie: each in a folder NAME/seedN."""
     plugin: PluginNames = ()
     """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
-    resume: bool = False
-    """Continue this run from its newest checkpoint."""
-    seeds: int = 1
-    """Train so many seeds, from --seed on, in one program; each has its own folder."""
-    devices: int | None = None
-    """Devices of each process to share each batch; None is every accelerator, or up to 8 cores."""
-    backend: BackendChoice = "auto"
-    """How the recurrence runs: native (C++, CPU), pallas (GPU or TPU, unproven), scan or plain;
-    auto is native where it can be built, else scan. The last digits differ."""
-    deterministic: bool = False
-    """Leave out what changes bits from run to run on a GPU; a CPU has nothing of it."""
-    log_every_steps: int = 10
-    """Steps between lines of metrics.jsonl."""
-    tensorboard: bool = False
-    """Write TensorBoard files into the run's folder too."""
+    locations: Annotated[DataLocations, NO_PREFIX] = dataclasses.field(
+        default_factory=DataLocations
+    )
+    processes: Annotated[Processes, NO_PREFIX] = dataclasses.field(default_factory=Processes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """The command line."""
 
-    run: Annotated[RunArguments, arg(name="")]
-    locations: Annotated[DataLocations, arg(name="")]
-    processes: Annotated[Processes, arg(name="")]
-    config: Annotated[Config, arg(name="")]
+    run: Annotated[RunArguments, NO_PREFIX]
+    config: Annotated[Config, NO_PREFIX]
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyArguments:
+class VerifyArguments(VerifyOptions):
     """The command line of a verification."""
 
-    verify: Path
-    """A run's folder."""
-    deterministic: bool = False
-    """As in training."""
     plugin: PluginNames = ()
     """A plug-in to load: a Python file, a module or an installed entry point; may be repeated."""
-    locations: Annotated[DataLocations, arg(name="")] = dataclasses.field(
+    locations: Annotated[DataLocations, NO_PREFIX] = dataclasses.field(
         default_factory=DataLocations
     )
 
 
 def verify(arguments: list[str], program: str) -> int:
     """Repeats a run's first steps; returns the exit status."""
-    parsed = parse(
+    options = parse(
         VerifyArguments,
         arguments,
         program=program,
-        description="Repeats the first steps of a run, on the devices and backend that it had, and "
-        "says whether bits, or only rounding, agree.",
+        description="Repeats the first steps of a run, on its devices and backend, and prints "
+        "whether the bits, or the numbers up to rounding, are the same.",
     )
-    if parsed.deterministic:
+    if options.deterministic:
         request_deterministic_gpu_ops()
-    load_plugins(parsed.plugin)
+    load_plugins(options.plugin)
     from bilstm_attn.training.reproduce import run_verification
 
-    return run_verification(parsed.verify, parsed.locations)
+    return run_verification(options)
 
 
 def main(arguments: list[str], program: str = "scripts/train.py") -> int:
@@ -96,22 +81,23 @@ def main(arguments: list[str], program: str = "scripts/train.py") -> int:
     recipes = recipes_folder()
     names = ", ".join(recipe_names(recipes))
     if arguments[:1] in (["-h"], ["--help"]):
-        recipe, rest, config = "RECIPE", ["--help"], Config()
+        recipe_name, rest, recipe = "RECIPE", ["--help"], Config()
     elif not arguments or arguments[0].startswith("-"):
         raise UserError(f"the recipe comes first: {program} RECIPE [OPTIONS]; choose {names}")
     else:
-        recipe, *rest = arguments
-        config = load_recipe(recipe, recipes)
+        recipe_name, *rest = arguments
+        recipe = load_recipe(recipe_name, recipes)
+    config, rest = apply_options(recipe, rest)
     parsed = parse(
         Arguments,
         rest,
-        program=f"{program} {recipe}",
-        description=f"Trains the recipe {recipe}. Recipes: {names}, or a Python file. "
-        f"`{program} --verify RUN` repeats the first steps of a run instead.",
-        default=Arguments(RunArguments(), DataLocations(), Processes(), config),
+        program=f"{program} {recipe_name}",
+        description=f"Trains the recipe {recipe_name}. Recipes: {names}, or a Python file or saved "
+        f"config.json. `{program} --verify RUN` repeats the first steps of a run instead.",
+        default=Arguments(RunArguments(), config),
     )
-    from bilstm_attn.training.commands import run_training
+    from bilstm_attn.training.train_command import run_training
 
     load_plugins(parsed.run.plugin)
-    options = {name: value for name, value in vars(parsed.run).items() if name != "plugin"}
-    return run_training(parsed.config, parsed.locations, parsed.processes, **options)
+    name = name_of_trial(recipe, parsed.config)
+    return run_training(dataclasses.replace(parsed.config, name=name), parsed.run)

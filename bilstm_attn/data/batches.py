@@ -1,5 +1,10 @@
-"""Batches: which examples are in which batch, as pure functions of config, seed and epoch."""
+"""Batches: which examples are in which batch, as pure functions of config, seed and epoch.
 
+The rows of a batch come from one or more streams, each with a quota of rows and a random order of
+its own: labelled examples, of which an epoch is one pass, and unlabelled ones.
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +29,41 @@ class BatchPlan(NamedTuple):
         return int((self.slots >= 0).sum())
 
 
-def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -> list[BatchPlan]:
-    """Returns the batches of a training epoch: every example once, in an order drawn by seed.
+class Stream(NamedTuple):
+    """Examples that fill a fixed number of rows of every batch, pass after pass."""
+
+    name: str  # of the random order: a key of its own, whatever other streams do
+    examples: range  # indices of the stream's examples
+    quota: int  # rows per batch
+
+    def draw(self, seed: int, step: int) -> np.ndarray:
+        """Returns the examples of a step, counted over all epochs: a pure function.
+
+        Every pass over the stream has a new order. A batch may span two passes.
+        """
+        size, start = len(self.examples), step * self.quota
+        positions = np.arange(start, start + self.quota)
+        drawn = np.empty(self.quota, np.int64)
+        for number in np.unique(positions // size):
+            order = numpy_generator(seed, f"{self.name} order", int(number)).permutation(size)
+            here = positions // size == number
+            drawn[here] = order[positions[here] % size]
+        return self.examples.start + drawn
+
+
+def steps_per_epoch(examples: int, config: DataConfig) -> int:
+    """Returns the number of batches of one pass over the labelled examples."""
+    return -(-examples // config.batch_size)
+
+
+def plan_epoch(
+    lengths: np.ndarray,
+    config: DataConfig,
+    seed: int,
+    epoch: int,
+    streams: Sequence[Stream] = (),
+) -> list[BatchPlan]:
+    """Returns the batches of a training epoch: every labelled example once, in random order.
 
     A batch is a random sample, as in the tutorial, sorted by length and cut into equal groups;
     group g is padded to `edges[g]`. The rare batch that does not fit is padded to `max_tokens` as a
@@ -34,12 +72,23 @@ def plan_epoch(lengths: np.ndarray, config: DataConfig, seed: int, epoch: int) -
 
     Deviation from batches of equal lengths, which waste less: those trained a worse model
     (docs/results.md).
+
+    Args:
+      lengths: int64[n], of the labelled examples, then of those of the streams.
+      config: sizes of batches and groups.
+      seed: the seed of every random order.
+      epoch: the number of the epoch, from 0.
+      streams: further sources of rows, `config.unlabelled_batch_size` rows in all.
     """
-    order = numpy_generator(seed, "order", epoch).permutation(len(lengths))
+    labelled = len(lengths) - sum(len(stream.examples) for stream in streams)
+    order = numpy_generator(seed, "order", epoch).permutation(labelled)
+    steps = steps_per_epoch(labelled, config)
     plans = []
-    for start in range(0, len(order), config.batch_size):
-        chosen = order[start : start + config.batch_size]
-        slots = _sort_by_length(chosen, lengths, config.batch_size)
+    for step in range(steps):
+        chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
+        others = [stream.draw(seed, epoch * steps + step) for stream in streams]
+        chosen = np.concatenate([chosen, *others])
+        slots = _sort_by_length(chosen, lengths, config.rows_per_step)
         groups = slots.reshape(len(config.edges), -1)
         tops = np.where(groups[:, -1] < 0, 0, lengths[groups[:, -1]])
         fits = bool((tops <= config.edges).all())
@@ -52,12 +101,11 @@ def plan_by_length(lengths: np.ndarray, config: DataConfig) -> list[BatchPlan]:
     """Returns batches of one group each, of all examples by increasing length, for evaluation."""
     order = np.argsort(lengths, kind="stable")
     plans = []
-    for start in range(0, len(order), config.batch_size):
-        slots = _sort_by_length(
-            order[start : start + config.batch_size], lengths, config.batch_size
-        )
+    rows = config.rows_per_step
+    for start in range(0, len(order), rows):
+        slots = _sort_by_length(order[start : start + rows], lengths, rows)
         edge = next(edge for edge in config.edges if edge >= lengths[slots[-1]])
-        plans.append(BatchPlan(slots[_interleaved(config.batch_size)], (edge,)))
+        plans.append(BatchPlan(slots[_interleaved(rows)], (edge,)))
     return plans
 
 
@@ -102,5 +150,15 @@ def _read_group(examples: Examples, slots: np.ndarray, edge: int, max_tokens: in
         "length": length,
         "label": np.where(slots < 0, -1, examples.labels[slots]).astype(np.int32),
         "weight": (slots >= 0).astype(np.float32),
+        "extras": {
+            name: _extra_rows(array, slots, edge) for name, array in examples.extras.items()
+        },
     }
     return Batch(**on_host)
+
+
+def _extra_rows(array: np.ndarray, slots: np.ndarray, edge: int) -> np.ndarray:
+    """Returns the rows of an extra `[n]` or `[n max_tokens]`, zero at filler, cut to `edge`."""
+    rows = array[slots] if array.ndim == 1 else array[slots, :edge]
+    rows[slots < 0] = 0
+    return rows

@@ -1,6 +1,7 @@
 """Splits: the training, validation and test examples of a run, in its vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,36 @@ class Examples(NamedTuple):
     labels: np.ndarray  # int8[n]
     rows: np.ndarray  # int64[n]: their rows in the split
     lengths: np.ndarray  # int64[n], in tokens, with the start token, after truncation
+    extras: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Arrays `[n]` or `[n max_tokens]` that `read_batch` copies into `Batch.extras`."""
 
     @property
     def size(self) -> int:
         """Number of examples."""
         return len(self.rows)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Returns the examples at the given indices."""
+        return self._replace(
+            starts=self.starts[indices],
+            stops=self.stops[indices],
+            labels=self.labels[indices],
+            rows=self.rows[indices],
+            lengths=self.lengths[indices],
+            extras={name: array[indices] for name, array in self.extras.items()},
+        )
+
+
+def concatenate(first: Examples, second: Examples) -> Examples:
+    """Returns the examples of both, in order, without extras."""
+    return Examples(
+        ids=np.concatenate([first.ids, second.ids]),
+        starts=np.concatenate([first.starts, len(first.ids) + second.starts]),
+        stops=np.concatenate([first.stops, len(first.ids) + second.stops]),
+        labels=np.concatenate([first.labels, second.labels]),
+        rows=np.concatenate([first.rows, second.rows]),
+        lengths=np.concatenate([first.lengths, second.lengths]),
+    )
 
 
 def read_rows(split: Split, config: DataConfig) -> np.ndarray:
@@ -42,12 +68,12 @@ def draw_parts(rows: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndar
       UserError: the config needs more examples than there are.
     """
     size = len(rows)
-    wanted = config.validation_examples + (config.train_examples or 1)
-    if wanted > size:
+    required = config.validation_examples + (config.train_examples or 1)
+    if required > size:
         raise UserError(
             f"{config.dataset} has {size} training examples; data.validation_examples "
             f"{config.validation_examples} and data.train_examples {config.train_examples} require "
-            f"{wanted}; lower one of them"
+            f"{required}; lower one of them"
         )
     order = rows[numpy_generator(seed, "split").permutation(size)]
     rest = order[config.validation_examples :]
@@ -112,3 +138,19 @@ def examples_of_rows(
     return select_examples(
         tokens.split(split), rows, vocabulary, tokens.lexicon(), config.data.max_tokens
     )
+
+
+def unlabelled_examples(tokens: TokenCache, vocabulary: Vocabulary, config: Config) -> Examples:
+    """Returns the examples of the unlabelled split.
+
+    Raises:
+      UserError: the data set has no unlabelled texts.
+    """
+    if "unlabelled" not in tokens.splits:
+        raise UserError(
+            f"data.unlabelled_batch_size must be 0 for {config.data.dataset}, which has no "
+            f"unlabelled texts, but is {config.data.unlabelled_batch_size}; set it to 0, or choose "
+            "another data set"
+        )
+    rows = read_rows(tokens.split("unlabelled"), config.data)
+    return examples_of_rows(tokens, "unlabelled", rows, vocabulary, config)

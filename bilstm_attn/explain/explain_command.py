@@ -19,18 +19,14 @@ from bilstm_attn.explain.explanation import SMALL_BATCH_SIZE, Explainer, Explana
 from bilstm_attn.explain.html import as_json, make_page
 from bilstm_attn.explain.image import draw_texts
 from bilstm_attn.explain.text_shading import shade_words
-from bilstm_attn.inference.exported import Exported, load_model
+from bilstm_attn.inference.exported import Exported
 from bilstm_attn.inference.predict import read_text
-from bilstm_attn.nn.backend import choose_backend
-from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
 from bilstm_attn.registry import look_up
-from bilstm_attn.runtime.compile_cache import enable_compile_cache
 from bilstm_attn.runtime.console import Console, percent
-from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.files import write_atomically
 from bilstm_attn.runtime.prng import numpy_generator
-from bilstm_attn.training.run_dir import RunDir
+from bilstm_attn.training.opened_run import open_run
 
 DEFAULT_ATTRIBUTIONS = ("attention", "gradient_x_input", "integrated_gradients", "leave_one_out")
 TOP_WORDS = 5  # listed per attribution in the terminal
@@ -52,13 +48,11 @@ def run_explanation(options: ExplainOptions) -> int:
       UserError: a mistake in the options, the run or the data; says what to do.
     """
     options.check()
-    console, run = Console(), RunDir(options.run)
-    exported = load_model(options.run if options.run.is_file() else run.exported())
+    console = Console()
+    run_dir, exported, model, mesh = open_run(
+        options.run, options.backend, options.devices, console, rows=SMALL_BATCH_SIZE
+    )
     attributions, note = choose_attributions(options.attributions, exported)
-    mesh = make_mesh(SMALL_BATCH_SIZE, options.devices)
-    enable_compile_cache(console.print)
-    backend = choose_backend(options.backend, exported.config, console.print)
-    model = Model(exported.config.model, exported.vocabulary.size, backend)
     selected = select_texts(options, exported, console)
     explainer = Explainer(exported, model, mesh, lambda name, total: console.bar(name, total, 0))
     explanations = explainer(selected.texts, selected.labels, attributions)
@@ -74,13 +68,13 @@ def run_explanation(options: ExplainOptions) -> int:
             for name, explanation in zip(names, explanations, strict=True)
         ]
         data = "\n".join(lines).encode() + b"\n"
-        _write(options.out, run.folder / "explanations.jsonl", data, console)
+        _write(options.out, run_dir.folder / "explanations.jsonl", data, console)
     elif options.format == "png":
         data = draw_texts(explanations, names, attributions)
-        _write(options.out, run.folder / "explanations.png", data, console)
+        _write(options.out, run_dir.folder / "explanations.png", data, console)
     else:
         page = make_page(explanations, names, attributions, about=about, note=note)
-        _write(options.out, run.folder / "explanations.html", page.encode(), console)
+        _write(options.out, run_dir.folder / "explanations.html", page.encode(), console)
     return 0
 
 

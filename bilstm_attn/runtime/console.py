@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -76,16 +76,6 @@ class Console:
                     progress.update(task, text=text)
 
             yield RichBar()
-
-    def epoch(self, record: dict[str, Any], split: str, prefix: str = "") -> None:
-        """Prints the line of an epoch."""
-        self.print(
-            f"{prefix}epoch {record['epoch']}  train loss {record['train_loss']:.4f} "
-            f"accuracy {percent(record['train_accuracy'])}  "
-            f"{split} loss {record[f'{split}_loss']:.4f} "
-            f"accuracy {percent(record[f'{split}_accuracy'])}  "
-            f"{record['examples_per_second']:,.0f} reviews/s  {record['seconds']:.1f} s"
-        )
 
 
 def percent(fraction: float) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.types import Batch
 
 Tree = TypeVar("Tree")
 
@@ -27,6 +26,7 @@ AXIS = "data"
 MAX_CPU_DEVICES = 8  # with more, each has too few rows; measured on two cores only
 SHARDED = PartitionSpec(AXIS)  # the first axis is divided over the devices
 REPLICATED = PartitionSpec()  # every device has all of it
+SHARDED_AFTER_SEEDS = PartitionSpec(None, AXIS)  # the second axis is divided; the first is seeds
 
 
 def make_mesh(rows: int, devices: int | None = None) -> Mesh:
@@ -94,24 +94,3 @@ def shard_rows(tree: Tree, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Tree:
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Places all of `tree` on every device of the mesh; each process passes all of it."""
     return shard_rows(tree, mesh, REPLICATED)
-
-
-def rows_spec(seeds: int = 1) -> PartitionSpec:
-    """Returns how rows are divided: the first axis, or the second where seeds are the first."""
-    return SHARDED if seeds == 1 else PartitionSpec(None, AXIS)
-
-
-def rows_shape(reviews: int, steps: int, mesh: Mesh, seeds: int = 1) -> Batch:
-    """Returns the shapes of so many reviews of each seed on the mesh, to compile for."""
-    sharding = NamedSharding(mesh, rows_spec(seeds))
-
-    def rows(dtype: type, *shape: int) -> Any:
-        shape = shape if seeds == 1 else (seeds, *shape)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    return Batch(
-        tokens=rows(np.int32, reviews, steps),
-        length=rows(np.int32, reviews),
-        label=rows(np.int32, reviews),
-        weight=rows(np.float32, reviews),
-    )

@@ -1,14 +1,14 @@
 """Logging of training metrics: the terms of a few steps are fetched at a time and averaged."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.console import percent
 from bilstm_attn.training.objectives import Objective, Term, Terms
-from bilstm_attn.training.run_dir import RunDir
 
 
 def divergence_error(step: int, epoch: int) -> UserError:
@@ -27,6 +27,21 @@ def means_of(objective: Objective, terms: Mapping[str, Any]) -> dict[str, float]
     return {"loss": loss} | means
 
 
+def describe_epoch(record: Mapping[str, Any], split: str) -> str:
+    """Returns the line that is printed after an epoch."""
+
+    def measured(part: str) -> str:
+        values = [f"{part} loss {record[f'{part}_loss']:.4f}"]
+        if f"{part}_accuracy" in record:  # an objective of its own may have no such term
+            values.append(f"accuracy {percent(record[f'{part}_accuracy'])}")
+        return " ".join(values)
+
+    return (
+        f"epoch {record['epoch']}  {measured('train')}  {measured(split)}  "
+        f"{record['examples_per_second']:,.0f} examples/s  {record['seconds']:.1f} s"
+    )
+
+
 # XLA:CPU deadlocks with more than 32 steps in flight: one device waits in the all-reduce while the
 # step of the other one is never dequeued.
 MAX_STEPS_IN_FLIGHT = 8
@@ -37,23 +52,27 @@ class MetricsLog:
 
     def __init__(
         self,
-        run: RunDir,
         objective: Objective,
-        every_steps: int,
-        pending: list[Any],
+        write: Callable[[dict[str, Any]], object] = lambda record: None,
+        every_steps: int = 10,
+        *,
+        pending: Sequence[Any] = (),
         seed_index: tuple[int, ...] = (),
+        divergence: Callable[[int, int], UserError] = divergence_error,
     ):
         """Creates the log of one seed.
 
         Args:
-          run: the run whose metrics are written.
           objective: the objective whose terms the steps return.
+          write: called with each line of the log.
           every_steps: the number of steps between log lines.
-          pending: the result of `pending()` before an interruption, or an empty list.
+          pending: the result of `pending()` before an interruption.
           seed_index: the index of this seed in the terms of several seeds.
+          divergence: returns the error of a loss that is not finite, from step and epoch.
         """
         self.latest = ""  # shown next to the progress bar
-        self._run, self._objective, self._every_steps = run, objective, every_steps
+        self.objective = objective
+        self._write, self._every_steps, self._divergence = write, every_steps, divergence
         self._seed_index = seed_index
         self._pending: list[tuple[int, int, Terms]] = [
             (step, epoch, {name: Term(*term) for name, term in terms.items()})
@@ -84,8 +103,8 @@ class MetricsLog:
                 name: [float(x if np.ndim(x) == 0 else x[self._seed_index]) for x in term]
                 for name, term in terms.items()
             }
-            if not np.isfinite([values[name][0] for name in self._objective.minimised]).all():
-                raise divergence_error(step, epoch)
+            if not np.isfinite([values[name][0] for name in self.objective.minimised]).all():
+                raise self._divergence(step, epoch)
             fetched.append((step, epoch, values))
         return fetched
 
@@ -102,8 +121,8 @@ class MetricsLog:
         step, epoch, _ = fetched[-1]
         total = {
             name: [sum(terms[name][part] for *_, terms in fetched) for part in (0, 1)]
-            for name in self._objective.coefficients
+            for name in self.objective.coefficients
         }
-        means = means_of(self._objective, total)
-        self._run.log({"kind": "train", "step": step, "epoch": epoch, **means})
+        means = means_of(self.objective, total)
+        self._write({"kind": "train", "step": step, "epoch": epoch, **means})
         self.latest = f"loss {means['loss']:.3f}"

@@ -1,5 +1,6 @@
 """Learning-rate schedule and optimiser from a config."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from jaxtyping import Array
 
 from bilstm_attn.config import OptimConfig
 from bilstm_attn.types import Params
+
+Optimizer = optax.GradientTransformation
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -21,7 +24,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, max(warmup, 1)), after], [warmup])
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """Returns Adam (Kingma and Ba, 2015, arXiv:1412.6980) with the options of the config.
 
     Epsilon is "epsilon hat", as in Keras and at the end of section 2 of the paper: it is added to
@@ -53,9 +56,16 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optax.chain(*chain)
 
 
-def scale_by_amsgrad(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
-) -> optax.GradientTransformation:
+def freeze(optimizer: Optimizer, modules: Collection[str]) -> Optimizer:
+    """Returns an optimiser that leaves the parameters of the named modules unchanged."""
+
+    def is_frozen(params: Params) -> dict[str, bool]:
+        return {name: name in modules for name in params}
+
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_frozen))
+
+
+def scale_by_amsgrad(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Returns `m / (1 - b1^t) * sqrt(1 - b2^t) / (sqrt(max over steps of v) + eps)`.
 
     Reddi et al., 2018, arXiv:1904.09237, with Adam's corrections, as in Keras (PyTorch adds eps

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from bilstm_attn.config import Backend, Config
-from bilstm_attn.data.token_cache import DataLocations, prepare_tokens
+from bilstm_attn.data.token_cache import prepare_tokens
 from bilstm_attn.errors import UserError
 from bilstm_attn.nn.backend import choose_backend
 from bilstm_attn.nn.model import Model
@@ -15,15 +15,17 @@ from bilstm_attn.runtime.compile_cache import enable_compile_cache
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.plugins import require_plugins
-from bilstm_attn.training.commands import make_replica
 from bilstm_attn.training.initial import require_recorded
 from bilstm_attn.training.loop import PROOF_STEP, train
+from bilstm_attn.training.options import VerifyOptions
 from bilstm_attn.training.run_dir import RunDir, describe_environment
+from bilstm_attn.training.seed_replica import make_replica
+from bilstm_attn.training.train_program import make_program
 
 ROUNDING = 1e-5  # of the loss: a few steps whose sums have another order differ by about 1e-7
 
 
-def run_verification(folder: Path, locations: DataLocations) -> int:
+def run_verification(options: VerifyOptions) -> int:
     """Repeats a run's first steps and says whether bits, rounding or neither agree.
 
     On the devices and backend that it had, where they are to be had; what differs is printed.
@@ -34,6 +36,7 @@ def run_verification(folder: Path, locations: DataLocations) -> int:
     Raises:
       UserError: not a run, one without a proof, or one on other data.
     """
+    folder, locations = options.verify, options.locations
     console, run = Console(), RunDir(folder)
     config, proofs = run.config(), [line for line in run.records() if line["kind"] == "proof"]
     if not proofs:
@@ -58,7 +61,8 @@ def run_verification(folder: Path, locations: DataLocations) -> int:
     with tempfile.TemporaryDirectory() as again:
         replica = make_replica(tokens, config, RunDir(Path(again)))
         model = Model(config.model, replica.vocabulary.size, backend)
-        train([replica], model, mesh=mesh, console=console, until_step=proof["step"])
+        program = make_program(config, model, replica.size, mesh)
+        train(replica, program, console=console, until_step=proof["step"])
         (repeated,) = (line for line in replica.run.records() if line["kind"] == "proof")
     return _judge(proof, repeated, console)
 

@@ -5,6 +5,7 @@ import io
 from rich.console import Console as RichConsole
 
 from bilstm_attn.runtime.console import Console, percent
+from bilstm_attn.training.metrics_log import describe_epoch
 
 RECORD = {
     "epoch": 2,
@@ -28,9 +29,9 @@ def output(terminal: bool, draw) -> str:
 
 
 def test_line_of_an_epoch_is_one_line_however_narrow_the_terminal():
-    assert output(False, lambda console: console.epoch(RECORD, "test")) == (
+    assert output(False, lambda console: console.print(describe_epoch(RECORD, "test"))) == (
         "epoch 2  train loss 0.5123 accuracy 75.00 %  test loss 0.2500 accuracy 87.93 %  "
-        "12,346 reviews/s  9.9 s\n"
+        "12,346 examples/s  9.9 s\n"
     )
 
 

@@ -20,7 +20,6 @@ from bilstm_attn.studies.attention_as_explanation.measurements import (
     measure_attributions,
 )
 from bilstm_attn.studies.attention_as_explanation.reference_loops import ReferenceLoops
-from bilstm_attn.studies.attention_as_explanation.study_run import take
 
 ROWS = np.arange(5)
 
@@ -29,7 +28,7 @@ ROWS = np.arange(5)
 def evaluator():
     """An evaluator of the synthetic task's model on some held-out examples."""
     task = synthetic_task()
-    examples = take(task.held_out, ROWS)
+    examples = task.held_out.take(ROWS)
     return Evaluator(task.model, task.params, examples, CONFIG.data, task.mesh, QUIET)
 
 
@@ -114,7 +113,7 @@ def test_measures_cached_in_parts_equal_those_of_the_whole(evaluator):
     attributions = {name: ATTRIBUTIONS[name]() for name in ("attention", "gradient", "random")}
 
     def measure(rows):
-        part = dataclasses.replace(evaluator, examples=take(evaluator.examples, rows))
+        part = dataclasses.replace(evaluator, examples=evaluator.examples.take(rows))
         return measure_attributions(part, attributions)
 
     parts = [json.loads(json.dumps(measure(rows).as_json())) for rows in (ROWS[:2], ROWS[2:])]

@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from scipy.stats import entropy
 from synthetic_task import CONFIG, QUIET, STEPS, WORDS, synthetic_task
 
+from bilstm_attn.config import TrainConfig
 from bilstm_attn.data.batches import plan_epoch, read_batch
 from bilstm_attn.errors import UserError
 from bilstm_attn.explain.explanation import analyse
@@ -24,15 +25,15 @@ from bilstm_attn.studies.attention_as_explanation.jain_wallace import jensen_sha
 from bilstm_attn.studies.attention_as_explanation.measurements import logits_and_attention
 from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
     Adversary,
-    AuxiliaryTraining,
     GuidedCrossEntropy,
-    add_extras,
     base_extras,
-    fit,
     kl_divergence,
     logits_under,
 )
+from bilstm_attn.training.in_memory_run import InMemoryRun
+from bilstm_attn.training.loop import train
 from bilstm_attn.training.objectives import CrossEntropy, Objective, Term
+from bilstm_attn.training.train_program import make_program
 from bilstm_attn.types import Batch
 
 
@@ -52,18 +53,36 @@ def output(model, params):
 
 
 @cache
-def extras() -> dict:
+def base_outputs() -> dict:
     """Returns the model's logits and attention weights on its training examples."""
     task = synthetic_task()
     data = task.training, CONFIG.data, task.mesh
     return base_extras(*analyse(partial(logits_and_attention, task.model), task.params, *data))
 
 
-def fitted(objective, epochs, model=None, config=CONFIG, console=QUIET, **changes) -> dict:
-    """Returns the parameters of a model fitted to the synthetic task."""
+def fitted(
+    objective,
+    epochs,
+    model=None,
+    *,
+    config=CONFIG,
+    console=QUIET,
+    extras=None,
+    frozen=(),
+    **changes,
+) -> dict:
+    """Returns the parameters of a model fitted to the synthetic task; of 0 epochs the initial."""
     task = synthetic_task()
-    training = AuxiliaryTraining(model or task.model, objective, epochs, **changes)
-    return fit(training, task.training, config, None, task.mesh, console)
+    config = dataclasses.replace(config, train=TrainConfig(epochs=max(epochs, 1)))
+    model, examples = model or task.model, task.training._replace(extras=extras or {})
+    run = InMemoryRun(config, examples, **changes)
+    program = make_program(
+        config, model, examples.size, task.mesh, objective=objective, frozen=frozen
+    )
+    if epochs == 0:
+        return run.begin(program, console).state.params
+    train(run, program, console=console)
+    return jax.device_put(run.params)
 
 
 def test_kl_divergence_equals_scipys():
@@ -84,7 +103,7 @@ def test_fitted_model_learns_the_synthetic_task():
 def adversary(strength: float) -> dict:
     config = dataclasses.replace(CONFIG, seed=1)
     objective = Adversary(strength)
-    return fitted(objective, 12, config=config, extras=extras(), select="least_loss")
+    return fitted(objective, 12, config=config, extras=base_outputs(), select="least_loss")
 
 
 def distances(params) -> tuple[float, float]:
@@ -111,7 +130,7 @@ def test_adversary_matches_the_predictions_and_diverges_more_when_stronger():
 @pytest.mark.slow
 def test_frozen_parameters_keep_their_initial_values():
     task = synthetic_task()
-    frozen = fitted(Adversary(0.1), 1, extras=extras(), frozen=("attention",))
+    frozen = fitted(Adversary(0.1), 1, extras=base_outputs(), frozen=("attention",))
     # The base model has the same initial values, and its attention was trained.
     first = fitted(CrossEntropy(), 0)
     jax.tree.map(np.testing.assert_array_equal, frozen["attention"], first["attention"])
@@ -145,7 +164,7 @@ def test_perceptron_learns_with_and_without_a_guide(guided):
     config = dataclasses.replace(CONFIG.model, encoder="token_wise")
     perceptron = Model(config, WORDS)
     objective: Objective = GuidedCrossEntropy() if guided else CrossEntropy()
-    params = fitted(objective, 6, perceptron, extras=extras() if guided else None)
+    params = fitted(objective, 6, perceptron, extras=base_outputs() if guided else None)
     # With a guide the perceptron's own attention is not used, and is not trained.
     first = fitted(objective, 0, perceptron)
     moved = not np.array_equal(params["attention"]["kernel"], first["attention"]["kernel"])
@@ -160,10 +179,10 @@ def test_extras_follow_the_rows_of_the_batch():
     tokens = np.zeros((examples.size, STEPS), np.float32)
     for row, (start, stop) in enumerate(zip(examples.starts, examples.stops, strict=True)):
         tokens[row, : stop - start + 1] = [1, *examples.ids[start:stop]]
-    extras = base_extras(examples.labels.astype(np.float32), tokens)
+    examples = examples._replace(extras=base_extras(examples.labels.astype(np.float32), tokens))
     rows = 0
     for plan in plan_epoch(examples.lengths, CONFIG.data, 0, 0):
-        for group in add_extras(read_batch(examples, plan, CONFIG.data), plan, extras):
+        for group in read_batch(examples, plan, CONFIG.data):
             real = group.weight > 0
             logits, weights = group.extras["base_logits"], group.extras["base_weights"]
             np.testing.assert_array_equal(logits[real], group.label[real])
@@ -210,6 +229,6 @@ def test_epoch_with_the_least_loss_can_be_selected():
 @pytest.mark.slow
 def test_loss_that_is_not_finite_is_one_line():
     task = synthetic_task()
-    nan = extras() | {"base_logits": np.full(task.training.size, np.nan, np.float32)}
+    nan = base_outputs() | {"base_logits": np.full(task.training.size, np.nan, np.float32)}
     with pytest.raises(UserError, match=r"not finite in epoch 1; give --epochs 0"):
         fitted(Adversary(0.0), 1, extras=nan)

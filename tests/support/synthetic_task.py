@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig
+from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bilstm_attn.data.splits import Examples
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
-from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import AuxiliaryTraining, fit
-from bilstm_attn.training.objectives import CrossEntropy
+from bilstm_attn.training.in_memory_run import InMemoryRun
+from bilstm_attn.training.loop import train
+from bilstm_attn.training.train_program import make_program
 
 STEPS, TEXTS, UNINFORMATIVE, HELD_OUT, WORDS = 12, 700, 150, 100, 20
 FIRST_INFORMATIVE = 4  # the word of label 0; the next one is that of label 1
@@ -35,6 +36,7 @@ CONFIG = Config(
         head_dropout=0.0,
     ),
     optim=OptimConfig(learning_rate=0.02),
+    train=TrainConfig(epochs=12),
 )
 
 
@@ -75,8 +77,9 @@ def synthetic_task() -> SyntheticTask:
     for row, (start, stop) in enumerate(zip(held_out.starts, held_out.stops, strict=True)):
         tokens[row, : stop - start + 1] = [1, *ids[start:stop]]
     model, mesh = Model(CONFIG.model, WORDS), make_mesh(CONFIG.data.batch_size, 2)
-    auxiliary = AuxiliaryTraining(model, CrossEntropy(), epochs=12)
-    params = fit(auxiliary, training, CONFIG, None, mesh, QUIET)
+    run, program = InMemoryRun(CONFIG, training), make_program(CONFIG, model, training.size, mesh)
+    train(run, program, console=QUIET)
+    params = jax.device_put(run.params)
     return SyntheticTask(model, params, training, held_out, tokens, positions[-HELD_OUT:] + 1, mesh)
 
 

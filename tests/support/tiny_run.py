@@ -94,7 +94,12 @@ FIELDS = {
 
 
 def train(folder: Path, *more: object, recipe: object = "quickstart", **fields: object) -> int:
-    """Trains the tiny recipe below `folder` / "runs"; `data__batch_size=4` changes a field."""
+    """Trains the tiny recipe below `folder` / "runs"; `data__batch_size=4` changes a field.
+
+    The run has the name of the recipe unless `more` has `--name`.
+    """
+    if "--name" not in more:
+        more = ("--name", Path(str(recipe)).stem, *more)
     changed = {name.replace("__", ".").replace("_", "-"): fields[name] for name in fields}
     flags = [(f"--{name}", value) for name, value in (FIELDS | changed).items()]
     arguments = [word for flag in flags for word in flag]

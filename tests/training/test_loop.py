@@ -24,7 +24,6 @@ from bilstm_attn.runtime.devices import AXIS, REPLICATED, SHARDED, make_mesh, re
 from bilstm_attn.training.metrics_log import MAX_STEPS_IN_FLIGHT, MetricsLog
 from bilstm_attn.training.objectives import OBJECTIVES, CrossEntropy, Term
 from bilstm_attn.training.optim import make_optimizer
-from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.step import initial_state, make_gradient, make_train_step
 
 DATA = DataConfig(vocabulary_size=15, max_tokens=9, batch_size=8, bucket_edges=(5,))
@@ -239,7 +238,7 @@ def test_no_device_waits_for_another_inside_a_time_loop():
     assert len(re.findall(r" all-reduce(?:-start)?\(", program)) == 1
 
 
-def test_few_steps_are_under_way(tmp_path):
+def test_few_steps_are_in_flight():
     waited = []
 
     class Sum:
@@ -249,7 +248,7 @@ def test_few_steps_are_under_way(tmp_path):
         def block_until_ready(self):
             waited.append(self.step)
 
-    log = MetricsLog(RunDir(tmp_path), CrossEntropy(), 1000, [])
+    log = MetricsLog(CrossEntropy(), every_steps=1000)
     for step in range(1, 31):
         log.add(step, 1, {"cross_entropy": Term(Sum(step), 0.0)})
         assert waited == list(range(1, step - MAX_STEPS_IN_FLIGHT + 1))
@@ -279,7 +278,7 @@ optimizer = make_optimizer(OptimConfig(amsgrad=True, l2_penalty=1e-6), steps)
 objective = OBJECTIVES["cross_entropy"]()
 step = make_train_step(model, objective, optimizer, mesh)
 state = replicate(initial_state(model, objective, optimizer, 0, None), mesh)
-key, log = replicate(jax.random.key(0), mesh), MetricsLog(None, objective, 10 * steps, [])
+key, log = replicate(jax.random.key(0), mesh), MetricsLog(objective, every_steps=10 * steps)
 for number in range(1, steps + 1):
     tokens = np.random.default_rng(number).integers(1, words, (32, 20), np.int32)
     rows = Batch(tokens, *np.full((3, 32), [[20], [number % 2], [1]], np.int32))

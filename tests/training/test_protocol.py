@@ -1,4 +1,4 @@
-"""What is looked at, selected on and exported, seen from outside: issue, recipe and scripts."""
+"""Which examples are evaluated, select the epoch, and are measured once."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,7 @@ from bilstm_attn.config import Config, DataConfig, TrainConfig
 from bilstm_attn.errors import UserError
 from bilstm_attn.inference.exported import load_model
 from bilstm_attn.nn.tasks import Binary
-from bilstm_attn.training import commands as session
-from bilstm_attn.training import loop as training
+from bilstm_attn.training import results, seed_replica
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import SeedReplica
 
@@ -40,8 +39,8 @@ def test_tutorial_reports_test_after_each_epoch_and_exports_the_last(untrained, 
         return {"accuracy": 1.0 / len(measured)}  # falls, so that a selection would show
 
     monkeypatch.setattr(Binary, "measure", fake_measure)
-    monkeypatch.setattr(training.Console, "epoch", lambda *given: None)
-    monkeypatch.setattr(session, "draw_curves", lambda *given: None)
+    monkeypatch.setattr(SeedReplica, "describe", lambda *arguments: [])
+    monkeypatch.setattr(results, "draw_curves", lambda *arguments: None)
     fields = {"data__dataset": "imdb", "data__validation_examples": 0}
     assert train(untrained, recipe="tutorial", **fields) == 0
     run = RunDir(untrained / "runs" / "tutorial" / "seed0")
@@ -68,21 +67,21 @@ def test_best_validation_epoch_is_exported_and_test_is_measured_once(untrained, 
         assert len(labels) == 12  # the validation reviews, never test
         return {"accuracy": next(accuracies), "loss": 0.0}
 
-    export, measure_split = training.export_model, session.measure_split
+    export, measure_split = seed_replica.export_model, results.measure_split
 
     def spy_on_export(path, *given):
         exported.append(len(records(run, "epoch")))
         export(path, *given)
 
-    def spy_on_test(model, run, tokens, split, *given):
+    def spy_on_test(run, tokens, split, console):
         tested.append(split)
-        return measure_split(model, run, tokens, split, *given)
+        return measure_split(run, tokens, split, console)
 
     run = RunDir(untrained / "runs" / "best" / "seed0")
     with monkeypatch.context() as patch:
         patch.setattr(Binary, "measure", fake_measure)
-        patch.setattr(training, "export_model", spy_on_export)
-        patch.setattr(session, "measure_split", spy_on_test)
+        patch.setattr(seed_replica, "export_model", spy_on_export)
+        patch.setattr(results, "measure_split", spy_on_test)
         assert train(untrained, recipe="best", **IMDB, data__bucket_edges=7, train__epochs=4) == 0
         assert exported == [1, 2]  # of two equal epochs the first; a worse one never
         assert tested == ["test"]

@@ -12,8 +12,10 @@ from tiny_run import error_of, flip_bit, full_disk, tiny_run, train
 
 from bilstm_attn.inference.exported import load_model
 from bilstm_attn.runtime.files import tree_sha256
-from bilstm_attn.training import checkpoint, commands, loop, seed_replica
+from bilstm_attn.training import checkpoint, seed_replica, train_command
 from bilstm_attn.training.run_dir import RunDir
+from bilstm_attn.training.train_command import train_seeds
+from bilstm_attn.training.train_program import Program
 
 # Interrupted and continued
 
@@ -35,16 +37,16 @@ def same_but_for_time(one: RunDir, two: RunDir) -> None:
     assert models[0].vocabulary.words == models[1].vocabulary.words
 
 
-def at_batch(monkeypatch, number: int, act) -> None:
-    """Calls `act` when batch `number` of training from now on is read."""
-    read, count = loop.read_batch, iter(range(1, 1000))
+def before_step(monkeypatch, number: int, act) -> None:
+    """Calls `act` before training step `number`, counted from now on, is dispatched."""
+    step, count = Program.step, iter(range(1, 1000))
 
-    def read_and_act(*arguments):
+    def act_and_step(*arguments):
         if next(count) == number:
             act()
-        return read(*arguments)
+        return step(*arguments)
 
-    monkeypatch.setattr(loop, "read_batch", read_and_act)
+    monkeypatch.setattr(Program, "step", act_and_step)
 
 
 class Killed(BaseException):
@@ -74,10 +76,10 @@ def test_interrupted_run_continues_to_the_same_bits(
     trained, untrained, monkeypatch, capsys, step, number, status
 ):
     with monkeypatch.context() as patch:
-        at_batch(patch, step, lambda: send(number))
+        before_step(patch, step, lambda: send(number))
         assert train(untrained, "--name", "tiny") == status
     out = capsys.readouterr().out
-    assert f"stopped at step {step}; its state is saved; go on with\n  python " in out
+    assert f"stopped at step {step}; its state is saved; continue with\n  python " in out
     assert out.endswith("--resume\n")
     assert train(untrained, "--name", "tiny", "--resume") == 0
     assert f"resuming at step {step}" in capsys.readouterr().out
@@ -97,7 +99,7 @@ def test_a_run_stopped_by_on_epoch_resumes_to_the_same_bits(trained, untrained, 
         raise Pruned
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "train", partial(commands.train, on_epoch=prune))
+        patch.setattr(train_command, "train_seeds", partial(train_seeds, on_epoch=prune))
         with pytest.raises(Pruned):
             train(untrained, "--name", "tiny")
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 6)]
@@ -111,7 +113,7 @@ def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     trained, untrained, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        at_batch(patch, 3, kill)
+        before_step(patch, 3, kill)
         with pytest.raises(Killed):
             train(untrained, "--name", "tiny")
     assert train(untrained, "--name", "tiny", "--resume") == 0
@@ -122,7 +124,7 @@ def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
 @pytest.mark.slow
 def test_killed_run_continues_from_its_last_epoch_to_the_same_bits(trained, untrained, monkeypatch):
     with monkeypatch.context() as patch:
-        at_batch(patch, 9, kill)
+        before_step(patch, 9, kill)
         with pytest.raises(Killed):
             train(untrained, "--name", "tiny")
     run = tiny_run(untrained)
@@ -223,13 +225,13 @@ def test_full_disk_while_exporting_keeps_the_model_before(trained_copy, monkeypa
     run = tiny_run(trained_copy)
     shutil.rmtree(run.checkpoints / "12")
     whole, size = run.model.read_bytes(), run.model.stat().st_size
-    export = loop.export_model
+    export = seed_replica.export_model
 
     def export_on_a_full_disk(*arguments):
         with full_disk(size // 2):
             export(*arguments)
 
-    monkeypatch.setattr(loop, "export_model", export_on_a_full_disk)
+    monkeypatch.setattr(seed_replica, "export_model", export_on_a_full_disk)
     message = error_of(train, trained_copy, "--name", "tiny", "--resume")
     assert message.startswith(f"cannot save {run.model}: File too large")
     assert run.model.read_bytes() == whole
@@ -244,14 +246,14 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     shutil.rmtree(run.checkpoints / "12")
     whole = run.model.read_bytes()
     with monkeypatch.context() as patch:
-        read = loop.read_batch
-        at_step = iter(range(7, 13))
+        step, number = Program.step, iter(range(7, 13))
 
-        def read_badly(*arguments):
-            bad = np.float32("nan" if next(at_step) == 9 else 1)
-            return tuple(group._replace(weight=bad * group.weight) for group in read(*arguments))
+        def step_on_bad_weights(program, layout, state, groups, key):
+            factor = np.float32("nan" if next(number) == 9 else 1)
+            groups = tuple(group._replace(weight=factor * group.weight) for group in groups)
+            return step(program, layout, state, groups, key)
 
-        patch.setattr(loop, "read_batch", read_badly)
+        patch.setattr(Program, "step", step_on_bad_weights)
         message = error_of(train, trained_copy, "--name", "tiny", "--resume")
     assert "not finite at step 9 (epoch 2)" in message
     assert "lower --optim.learning-rate" in message

@@ -1,4 +1,4 @@
-"""Several seeds in one program: each is what it is alone, to rounding, and resumes as ever."""
+"""Several seeds: taking turns with one compilation, or vmapped in one program."""
 
 import shutil
 import signal
@@ -6,73 +6,95 @@ import signal
 import numpy as np
 import pytest
 from process_group import digests, losses
-from test_resume import Killed, at_batch, kill, send
+from test_resume import Killed, before_step, kill, send
 from tiny_run import error_of, train
 
 from bilstm_attn.training.checkpoint import Checkpoints
 from bilstm_attn.training.run_dir import RunDir
 
-pytestmark = pytest.mark.slow
+MODES = {"turns": [], "vmapped": ["--vmap-seeds"]}
 
 
 def runs(folder, name="tiny", seeds=3) -> list[RunDir]:
     return [RunDir(folder / "runs" / name / f"seed{seed}") for seed in range(seeds)]
 
 
-@pytest.fixture(scope="module")
-def many(trained, tmp_path_factory):
-    """A folder with three seeds, trained in one program; copy before changing it."""
+def train_seeds(folder, mode: str, *more: object) -> int:
+    return train(folder, "--name", "tiny", "--seeds", 3, *MODES[mode], *more)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def seeds_of_mode(request, trained, tmp_path_factory):
+    """Three finished seeds in a folder, and their mode; copy the folder before changing it."""
     folder = tmp_path_factory.mktemp("seeds")
     (folder / "cache").symlink_to(trained / "cache")
-    assert train(folder, "--name", "tiny", "--seeds", 3) == 0
-    return folder
+    assert train_seeds(folder, request.param) == 0
+    return folder, request.param
+
+
+def test_two_seeds_in_turn_compile_once_and_have_the_bits_of_single_runs(
+    trained, untrained, capsys
+):
+    assert train(untrained, "--name", "tiny", "--seeds", 2) == 0
+    assert capsys.readouterr().out.count("compiled ") == 1
+    assert train(untrained, "--name", "single", "--seed", 1) == 0
+    first, second = runs(untrained, seeds=2)
+    single = RunDir(untrained / "runs" / "single" / "seed1")
+    assert digests(first) == digests(runs(trained, seeds=1)[0])
+    assert digests(second) == digests(single)
+    assert losses(second) == losses(single)
+    assert first.environments()[0]["seeds"] == second.environments()[0]["seeds"] == 1
 
 
 @pytest.mark.slow
-def test_each_seed_is_what_it_is_alone(many, trained):
-    for seed, together in enumerate(runs(many)):
-        assert train(many, "--name", f"alone{seed}", "--seed", seed) == 0
-        alone = RunDir(many / "runs" / f"alone{seed}" / f"seed{seed}")
+def test_each_seed_matches_its_single_run_up_to_rounding(seeds_of_mode):
+    folder, mode = seeds_of_mode
+    for seed, run in enumerate(runs(folder)):
+        assert train(folder, "--name", f"single{mode}", "--seed", seed) == 0
+        single = RunDir(folder / "runs" / f"single{mode}" / f"seed{seed}")
         # Rounding of float32, through 12 steps of Adam.
-        np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-4)
-        assert [r["step"] for r in together.records()] == [r["step"] for r in alone.records()]
-        assert together.config().seed == seed
-    first, second, third = map(losses, runs(many))
+        np.testing.assert_allclose(losses(run), losses(single), rtol=1e-4)
+        assert [r["step"] for r in run.records()] == [r["step"] for r in single.records()]
+        assert run.config().seed == seed
+    first, second, third = map(losses, runs(folder))
     assert first != second != third
 
 
-def test_mean_and_spread_are_printed(many, tmp_path, capsys):
-    shutil.copytree(many, tmp_path / "own", symlinks=True)
-    assert train(tmp_path / "own", "--name", "tiny", "--seeds", 3, "--resume") == 0
+@pytest.mark.slow
+def test_mean_and_standard_deviation_are_printed(seeds_of_mode, tmp_path, capsys):
+    folder, mode = seeds_of_mode
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    assert train_seeds(tmp_path / "copy", mode, "--resume") == 0
     out = capsys.readouterr().out
-    accuracies = [r.records()[-1]["validation_accuracy"] for r in runs(many)]
+    accuracies = [r.records()[-1]["validation_accuracy"] for r in runs(folder)]
     mean, spread = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
     assert f"accuracy over 3 seeds: {mean:.2f} % ± {spread:.2f} %" in out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["told", "between"])
-def test_interrupted_seeds_continue_to_the_same_bits(many, untrained, monkeypatch, fault):
+@pytest.mark.parametrize("fault", ["signal in epoch 1", "killed between the seeds' checkpoints"])
+def test_interrupted_seeds_continue_to_the_same_bits(seeds_of_mode, untrained, monkeypatch, fault):
+    folder, mode = seeds_of_mode
     with monkeypatch.context() as patch:
-        if fault == "told":
-            at_batch(patch, 3 * 3 + 1, lambda: send(signal.SIGTERM))  # three batches a step
-            assert train(untrained, "--name", "tiny", "--seeds", 3) == 143
+        if fault.startswith("signal"):
+            before_step(patch, 4, lambda: send(signal.SIGTERM))
+            assert train_seeds(untrained, mode) == 143
         else:
             save, saved = Checkpoints.save, []
 
             def save_and_kill(self, step, *more):
-                if len(saved) == 4:  # the first of three has saved its second epoch
+                if len(saved) == 4:
                     kill()
                 saved.append(step)
                 return save(self, step, *more)
 
             patch.setattr(Checkpoints, "save", save_and_kill)
             with pytest.raises(Killed):
-                train(untrained, "--name", "tiny", "--seeds", 3)
-    assert train(untrained, "--name", "tiny", "--seeds", 3, "--resume") == 0
-    for one, other in zip(runs(untrained), runs(many), strict=True):
-        assert digests(one)[-1] == digests(other)[-1]
-        assert losses(one) == losses(other)
+                train_seeds(untrained, mode)
+    assert train_seeds(untrained, mode, "--resume") == 0
+    for continued, whole in zip(runs(untrained), runs(folder), strict=True):
+        assert digests(continued)[-1] == digests(whole)[-1]
+        assert losses(continued) == losses(whole)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +108,9 @@ def test_seeds_out_of_range_are_refused(untrained, words, says):
     assert says in error_of(train, untrained, *words)
 
 
-def test_one_of_the_seeds_that_is_there_already_is_left_as_it_is(many, untrained):
+@pytest.mark.slow
+def test_a_seed_that_was_trained_before_is_left_unchanged(untrained):
     assert train(untrained, "--name", "tiny", "--seed", 1) == 0
-    assert "seed1 holds this run already" in error_of(
-        train, untrained, "--name", "tiny", "--seeds", 3
-    )
+    message = error_of(train, untrained, "--name", "tiny", "--seeds", 3)
+    assert "seed1 holds this run already" in message
     assert not (untrained / "runs" / "tiny" / "seed0").exists()

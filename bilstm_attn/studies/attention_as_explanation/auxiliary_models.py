@@ -6,8 +6,9 @@ folder.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -29,18 +30,18 @@ from bilstm_attn.studies.attention_as_explanation.study_result import (
 from bilstm_attn.studies.attention_as_explanation.study_run import StudyRun, model_digest
 from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
     Adversary,
-    AuxiliaryTraining,
     Extras,
     GuidedCrossEntropy,
     base_extras,
-    fit,
     logits_under,
 )
-from bilstm_attn.training.commands import make_replica
+from bilstm_attn.training.in_memory_run import InMemoryRun
 from bilstm_attn.training.initial import require_recorded
+from bilstm_attn.training.loop import train
 from bilstm_attn.training.objectives import CrossEntropy, Objective
 from bilstm_attn.training.run_dir import RunDir
-from bilstm_attn.training.seed_replica import SeedReplica
+from bilstm_attn.training.seed_replica import SeedReplica, make_replica
+from bilstm_attn.training.train_program import make_program
 from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 
 AdversaryStart = Literal["base", "random"]
@@ -170,8 +171,7 @@ class AuxiliaryModels:
         model = self._variant(changes)
 
         def compute() -> list[Any]:
-            training = AuxiliaryTraining(model, CrossEntropy(), self.epochs, frozen=frozen)
-            params = self._train(name, training)
+            params = self._train(name, model, CrossEntropy(), self.epochs, frozen=frozen)
             outputs = self.study_run.evaluator(model, params).evaluate(name, logits_and_attention)
             return self.study_run.compare(name, *outputs)
 
@@ -192,10 +192,9 @@ class AuxiliaryModels:
 
         def compute() -> list[Any]:
             guide_params = guide()
-            extras = self._outputs_on_training(guide_params)
-            objective: Objective = GuidedCrossEntropy()
-            training = AuxiliaryTraining(perceptron, objective, self.epochs, extras=extras)
-            params = {"perceptron": self._train(name, training), "guide": guide_params}
+            extras, objective = self._outputs_on_training(guide_params), GuidedCrossEntropy()
+            trained = self._train(name, perceptron, objective, self.epochs, extras=extras)
+            params = {"perceptron": trained, "guide": guide_params}
             logits = self.study_run.evaluator(perceptron, params).evaluate(name, guided_logits)
             return self.study_run.compare(name, logits, None)
 
@@ -217,7 +216,8 @@ class AuxiliaryModels:
         study_run = self.study_run
         path = study_run.cache.path(self._adversary_key(strength)).with_suffix(".safetensors")
         if not path.exists():
-            training = AuxiliaryTraining(
+            params = self._train(
+                f"adversary, λ {strength:g}",
                 study_run.model,
                 Adversary(strength),
                 self.adversary_epochs,
@@ -225,7 +225,6 @@ class AuxiliaryModels:
                 extras=self._base_on_training,
                 select="least_loss",
             )
-            params = self._train(f"adversary, λ {strength:g}", training)
             name = f"{study_run.config.name}-{path.stem}"
             config = dataclasses.replace(study_run.config, name=name)
             export_model(path, params, config, study_run.exported.vocabulary)
@@ -259,24 +258,52 @@ class AuxiliaryModels:
         model = self.study_run.model
         return dataclasses.replace(model, config=dataclasses.replace(model.config, **changes))
 
-    def _train(self, name: str, training: AuxiliaryTraining) -> Params:
-        """Returns parameters trained with the run's config and the next seed."""
-        study_run = self.study_run
-        study_run.console.print(f"{study_run.config.name}: training {name}")
-        seed = (study_run.config.seed + 1) % 2**32
-        values = self._replica.initial_values(study_run.model)
-        return fit(
-            training,
-            self._replica.training,
-            dataclasses.replace(study_run.config, seed=seed),
-            values and values._replace(params={}),  # an auxiliary model may lack those parameters
-            study_run.mesh,
-            study_run.console,
+    def _train(
+        self,
+        name: str,
+        model: Model,
+        objective: Objective,
+        epochs: int,
+        *,
+        start: Params | None = None,
+        extras: Extras = MappingProxyType({}),
+        frozen: Collection[str] = (),
+        select: Literal["last", "least_loss"] = "last",
+    ) -> Params:
+        """Trains with the run's config and the next seed; returns the selected parameters.
+
+        Args:
+          name: printed.
+          model: the auxiliary model.
+          objective: what is minimised.
+          epochs: passes over the training examples.
+          start: initial parameters by module name; modules left out are random.
+          extras: arrays over the training examples that the objective reads.
+          frozen: modules that keep their initial parameters, such as `attention`.
+          select: the epoch to return; the authors take the least training loss.
+        """
+        study_run, config = self.study_run, self.study_run.config
+        study_run.console.print(f"{config.name}: training {name}")
+        config = dataclasses.replace(
+            config,
+            seed=(config.seed + 1) % 2**32,
+            data=dataclasses.replace(config.data, unlabelled_batch_size=0),
+            train=dataclasses.replace(config.train, epochs=epochs),
         )
+        values = self._replica.initial_values(study_run.model)
+        if values is not None:  # an auxiliary model may lack the other parameters
+            values = values._replace(params={})
+        examples = self._replica.labelled._replace(extras=extras)
+        run = InMemoryRun(config, examples, values=values, start=start, select=select)
+        program = make_program(
+            config, model, examples.size, study_run.mesh, objective=objective, frozen=frozen
+        )
+        train(run, program, console=study_run.console)
+        return jax.device_put(run.params)
 
     def _outputs_on_training(self, params: Params) -> Extras:
         """Returns logits and attention of the base architecture on the training examples."""
-        evaluator = self.study_run.evaluator(params=params, examples=self._replica.training)
+        evaluator = self.study_run.evaluator(params=params, examples=self._replica.labelled)
         return base_extras(*evaluator.evaluate("base model", logits_and_attention))
 
     @cached_property

@@ -16,10 +16,7 @@ from bilstm_attn.data.vocabulary import clip
 from bilstm_attn.explain.attribution import ATTRIBUTIONS
 from bilstm_attn.explain.explanation import SMALL_BATCH_SIZE
 from bilstm_attn.inference.exported import Exported, load_model
-from bilstm_attn.nn.backend import choose_backend
-from bilstm_attn.nn.model import Model
 from bilstm_attn.nn.pooling import POOLINGS
-from bilstm_attn.runtime.compile_cache import enable_compile_cache
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.files import text_sha256
@@ -44,7 +41,8 @@ from bilstm_attn.studies.attention_as_explanation.study_result import (
     StudyResult,
     TradeOff,
 )
-from bilstm_attn.studies.attention_as_explanation.study_run import StudyRun, model_digest, take
+from bilstm_attn.studies.attention_as_explanation.study_run import StudyRun, model_digest
+from bilstm_attn.training.opened_run import open_model
 from bilstm_attn.training.run_dir import RunDir
 
 PART_EXAMPLES = 1000  # examples per cached part of the attribution measures
@@ -72,7 +70,6 @@ def run_study(options: StudyOptions) -> int:
     )
     group_sizes = [exported.config.data.group_size for exported in models]
     mesh = make_mesh(int(np.gcd.reduce([SMALL_BATCH_SIZE, *group_sizes])), options.devices)
-    enable_compile_cache(console.print)
     results = []
     for run_dir, exported in zip(run_dirs, models, strict=True):
         study_run = open_study_run(run_dir, exported, options, mesh, console)
@@ -112,8 +109,7 @@ def open_study_run(
         f"{config.data.dataset} has no test split to study {run_dir.folder} on; give a run that "
         "was trained on imdb",
     )
-    backend = choose_backend(options.backend, config, console.print)
-    model = Model(config.model, exported.vocabulary.size, backend)
+    model = open_model(exported, mesh, options.backend, console, run_dir).model
     test = split_examples(tokens, "test", exported.vocabulary, config)
     order = numpy_generator(options.seed, "examine").permutation(test.size)
     rows = np.sort(order[: options.limit])
@@ -121,7 +117,7 @@ def open_study_run(
     cache = ResultCache(
         run_dir.folder / "study" / f"{inputs}-{len(rows)}-examples-seed{options.seed}"
     )
-    return StudyRun(run_dir, exported, tokens, model, take(test, rows), mesh, console, cache)
+    return StudyRun(run_dir, exported, tokens, model, test.take(rows), mesh, console, cache)
 
 
 def study_model(
@@ -168,7 +164,7 @@ def measure_in_parts(study_run: StudyRun, options: StudyOptions) -> AttributionM
     rows = np.sort(order[: options.attribution_examples])
 
     def measure(part: np.ndarray) -> dict[str, Any]:
-        evaluator = study_run.evaluator(examples=take(study_run.examples, part))
+        evaluator = study_run.evaluator(examples=study_run.examples.take(part))
         return measure_attributions(evaluator, attributions).as_json()
 
     parts = np.array_split(rows, -(-len(rows) // PART_EXAMPLES))
@@ -201,7 +197,7 @@ def _time_reference_loops(study_run: StudyRun) -> dict[str, float]:
     """Returns the mean seconds per example of the reference loops."""
     max_tokens, examples = study_run.config.data.max_tokens, study_run.examples
     rows = np.linspace(0, examples.size - 1, TIMED_EXAMPLES).astype(int)
-    sample = take(examples, rows)
+    sample = examples.take(rows)
     bounds = zip(sample.starts, sample.stops, strict=True)
     texts = [clip(sample.ids[start:stop], max_tokens) for start, stop in bounds]
     study_run.console.print(

@@ -31,12 +31,6 @@ def model_digest(run_dir: RunDir) -> str:
     return file_sha256(run_dir.model)[:12]
 
 
-def take(examples: Examples, rows: np.ndarray) -> Examples:
-    """Returns the examples at the given indices."""
-    fields = {name: getattr(examples, name)[rows] for name in Examples._fields if name != "ids"}
-    return examples._replace(**fields)
-
-
 @dataclasses.dataclass
 class StudyRun:
     """The run under study, and the test examples it is evaluated on."""

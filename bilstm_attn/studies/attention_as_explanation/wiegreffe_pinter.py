@@ -1,4 +1,4 @@
-"""Training objectives of "Attention is not not explanation", and the training of such models.
+"""Training objectives of "Attention is not not explanation".
 
 Wiegreffe and Pinter, 2019, arXiv:1908.04626, sections 3 and 4. Auxiliary models are trained on the
 training examples of the model under study, the *base* model: with uniform or frozen attention, as
@@ -6,30 +6,15 @@ a perceptron guided by the base model's attention, or as an adversary of the bas
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Literal
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from bilstm_attn.config import Config
-from bilstm_attn.data.batches import BatchPlan, plan_epoch, read_batch
-from bilstm_attn.data.splits import Examples
-from bilstm_attn.errors import UserError
 from bilstm_attn.explain.attribution import TokenWeights
 from bilstm_attn.nn.model import Model
-from bilstm_attn.runtime.console import Console
-from bilstm_attn.runtime.devices import replicate, shard_rows
-from bilstm_attn.runtime.prng import stream
-from bilstm_attn.training.initial import InitialValues
-from bilstm_attn.training.metrics_log import means_of
 from bilstm_attn.training.objectives import Objective, Term, Terms, labelled
-from bilstm_attn.training.optim import make_optimizer
-from bilstm_attn.training.step import Groups, initial_state, make_train_step
 from bilstm_attn.types import Batch, Keys, Lengths, Logits, Params, Tokens, Weights
 
 MIN_WEIGHT = 1e-10  # lower bound of an attention weight inside a logarithm
@@ -117,98 +102,3 @@ class Adversary(Objective):
             "divergence": Term((weight * divergence).sum(), count),
             "agreement": Term((weight * same).sum(), count),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class AuxiliaryTraining:
-    """What to train, and how it differs from the base model's training."""
-
-    model: Model
-    objective: Objective
-    epochs: int
-    start: Params = dataclasses.field(default_factory=dict)
-    """Initial parameters by module name; modules left out are initialised at random."""
-    extras: Extras | None = None
-    """The `Batch.extras` that the objective reads, over all training examples."""
-    frozen: Collection[str] = ()
-    """Names of modules that keep their initial parameters, such as `attention`."""
-    select: Literal["last", "least_loss"] = "last"
-    """Which epoch's parameters are returned; the authors take the least training loss."""
-
-
-def fit(
-    training: AuxiliaryTraining,
-    examples: Examples,
-    config: Config,
-    values: InitialValues | None,
-    mesh: Mesh,
-    console: Console,
-) -> Params:
-    """Trains an auxiliary model with the config's optimiser, seed and batches.
-
-    Args:
-      training: the model, its objective, and departures from the config.
-      examples: the training examples.
-      config: of the base model's run, with the auxiliary model's seed.
-      values: initial values that replace random ones, if the base model had some.
-      mesh: the devices that share each batch.
-      console: prints the loss of each epoch.
-
-    Raises:
-      UserError: the loss is not finite.
-    """
-
-    def is_frozen(params: Params) -> dict[str, bool]:
-        return {name: name in training.frozen for name in params}
-
-    steps, epochs = -(-examples.size // config.data.batch_size), training.epochs
-    optimizer = optax.chain(
-        make_optimizer(config.optim, steps * epochs),
-        optax.masked(optax.set_to_zero(), is_frozen),
-    )
-    model, objective = training.model, training.objective
-    state = initial_state(model, objective, optimizer, config.seed, values)
-    # A copy, since the step donates its arguments.
-    state = state._replace(params=state.params | jax.tree.map(jnp.copy, training.start))
-    state = replicate(state, mesh)
-    step = make_train_step(model, objective, optimizer, mesh)
-    key = replicate(stream(jax.random.key(config.seed), "dropout"), mesh)
-    least_loss, best = np.inf, jax.device_get(state.params)
-    for epoch in range(1, epochs + 1):
-        with console.bar(f"epoch {epoch}/{epochs}", examples.size, 0) as bar:
-            for plan in plan_epoch(examples.lengths, config.data, config.seed, epoch - 1):
-                groups = read_batch(examples, plan, config.data)
-                if training.extras is not None:
-                    groups = add_extras(groups, plan, training.extras)
-                state, terms = step(state, shard_rows(groups, mesh), key)
-                # XLA:CPU deadlocks with many steps in flight on several devices.
-                jax.block_until_ready(terms)
-                bar.advance(plan.size)
-        loss = means_of(objective, jax.device_get(state.terms))["loss"]
-        if not np.isfinite(loss):
-            raise UserError(
-                f"the loss of an auxiliary model is not finite in epoch {epoch}; "
-                "give --epochs 0, or a run with a lower --optim.learning-rate"
-            )
-        console.print(f"epoch {epoch}/{epochs}  loss {loss:.4f}")
-        if training.select == "last" or loss < least_loss:
-            least_loss, best = loss, jax.device_get(state.params)
-        state = state._replace(terms=replicate(objective.zero_terms(), mesh))
-    return jax.device_put(best)
-
-
-def add_extras(groups: Groups, plan: BatchPlan, extras: Extras) -> Groups:
-    """Returns a batch's groups with the extras of their rows, cut to the groups' lengths."""
-    slots = np.split(plan.slots, len(groups))
-
-    def rows_of(array: np.ndarray, rows: np.ndarray, steps: int) -> np.ndarray:
-        return array[rows] if array.ndim == 1 else array[rows, :steps]
-
-    return tuple(
-        group._replace(
-            extras={
-                name: rows_of(array, rows, group.tokens.shape[1]) for name, array in extras.items()
-            }
-        )
-        for group, rows in zip(groups, slots, strict=True)
-    )
