@@ -1,4 +1,4 @@
-"""IMDB through tensorflow-datasets: what is read, in which order, and what is said when not."""
+"""IMDB through tensorflow-datasets: texts, order, and the error for each damaged or absent file."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ LABELS = {"pos": 1, "neg": 0, "unsup": -1}
 MEMBERS = {
     "train/pos/0_9.txt": b"good, \xc3\xa9t\xc3\xa9<br />",
     "train/pos/1_7.txt": b" \ttwo\n",
-    "train/pos/2_10.txt": b"three\xc2\x85",  # a space to str.strip, not to bytes.strip
+    "train/pos/2_10.txt": b"three\xc2\x85",  # removed by str.strip, not by bytes.strip
     "train/neg/0_1.txt": b"bad",
     "train/neg/1_2.txt": b"worse\r\nthan bad",
     "train/neg/2_4.txt": b"",
@@ -33,23 +33,23 @@ MEMBERS = {
     "test/pos/1_10.txt": b"six",
     "test/neg/0_3.txt": b"seven",
     "test/neg/1_1.txt": b"eight",
-    **{f"train/unsup/{i}_0.txt": f"nobody knows {i}".encode() for i in range(3)},
+    **{f"train/unsup/{i}_0.txt": f"unlabelled {i}".encode() for i in range(3)},
 }
-OTHERS = {"README": b"read me", "train/urls_pos.txt": b"u", "train/pos/._0_9.txt": b"\xff"}
+OTHER_MEMBERS = {"README": b"read me", "train/urls_pos.txt": b"u", "train/pos/._0_9.txt": b"\xff"}
 
 
 @pytest.fixture(autouse=True)
 def _small_imdb(monkeypatch, tmp_path):
     monkeypatch.setattr(imdb, "IMDB_SIZES", SIZES)
-    monkeypatch.setattr(imdb, "published", lambda: pytest.fail("looked at the network"))
+    monkeypatch.setattr(imdb, "published", lambda: pytest.fail("used the network"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # tfds leaves an empty folder there for every builder.
+    # tfds leaves an empty temporary folder for every builder.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def pack(path: Path, members=MEMBERS, root="aclImdb/", seed=0) -> Path:
-    """Writes an archive like aclImdb_v1.tar.gz, its members in an order drawn by `seed`."""
+    """Writes an archive like aclImdb_v1.tar.gz, with its members in a random order."""
     names = sorted(members)
     random.Random(seed).shuffle(names)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def pack(path: Path, members=MEMBERS, root="aclImdb/", seed=0) -> Path:
 
 
 def expected(split: str) -> list[tuple[str, int]]:
-    """The oracle: tfds orders by the MD5 of the split's name and the key."""
+    """Returns the reviews of a split in the order of tfds: by MD5 of the split's name and path."""
     name = "unsupervised" if split == "unlabelled" else split
     folders = ("train/unsup/",) if name == "unsupervised" else (f"{name}/pos/", f"{name}/neg/")
     keys = [f"aclImdb/{key}" for key in MEMBERS if key.startswith(folders)]
@@ -77,7 +77,7 @@ def read_all(source) -> dict[str, list[tuple[str, int]]]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """A data_dir that holds the small data set; copy before changing it."""
+    """A data_dir with the small data set, prepared once; tests must not change it."""
     data_dir = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imdb, "IMDB_SIZES", SIZES)
@@ -96,53 +96,53 @@ def prepared_copy(prepared, tmp_path) -> Path:
     return folder
 
 
-# What is read
+# Texts and their order
 
 
-def test_prepared_reviews_are_the_archives_in_tfds_order(prepared):
+def test_reviews_are_those_of_the_archive_in_tfds_order(prepared):
     source = Imdb(prepared)
     assert read_all(source) == {split: expected(split) for split in SPLITS}
     assert [source.size(split) for split in SPLITS] == [6, 4, 3]
 
 
-@pytest.mark.parametrize("members", [{}, OTHERS])
+@pytest.mark.parametrize("members", [{}, OTHER_MEMBERS])
 @pytest.mark.parametrize("root", ["aclImdb/", "./aclImdb/"])
-def test_order_does_not_depend_on_the_archive(prepared, tmp_path, root, members):
+def test_order_does_not_depend_on_the_order_of_the_archive(prepared, tmp_path, root, members):
     archive = pack(tmp_path / "other.tar.gz", MEMBERS | members, root, seed=1)
     assert read_all(Imdb(tmp_path / "data", archive)) == read_all(Imdb(prepared))
 
 
-def test_reads_in_batches_of_any_size(prepared, monkeypatch):
-    monkeypatch.setattr(imdb, "_BATCH", 4)
+def test_reviews_do_not_depend_on_the_read_batch(prepared, monkeypatch):
+    monkeypatch.setattr(imdb, "_READ_BATCH", 4)
     assert list(Imdb(prepared).read("train")) == expected("train")
 
 
-def test_prepared_data_set_goes_before_the_archive(prepared, capsys):
+def test_prepared_data_set_is_preferred_to_the_archive(prepared, capsys):
     assert list(Imdb(prepared, Path("nowhere.tar.gz")).read("test")) == expected("test")
-    assert "archive nowhere.tar.gz is not needed" in capsys.readouterr().err
+    assert "is already prepared; nowhere.tar.gz is not read" in capsys.readouterr().err
 
 
-def test_archive_in_the_manual_folder_is_found(tmp_path):
+def test_archive_in_the_folder_for_manual_downloads_is_read(tmp_path):
     pack(tmp_path / "downloads" / "manual" / "aclImdb_v1.tar.gz")
     assert list(Imdb(tmp_path).read("test")) == expected("test")
 
 
-def test_tfds_data_dir_is_the_default(prepared, monkeypatch):
+def test_environment_variable_of_tfds_sets_the_default_data_dir(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert list(Imdb().read("train")) == expected("train")
 
 
-def test_unknown_split_lists_the_choices(prepared):
+def test_error_of_an_unknown_split_lists_the_splits(prepared):
     assert "choose test, train, unlabelled" in error_reading(Imdb(prepared), "tests")
 
 
 @pytest.mark.parametrize(
-    "stop", [KeyboardInterrupt, OSError("disk full"), RuntimeError("disk full")]
+    "failure", [KeyboardInterrupt, OSError("disk full"), RuntimeError("disk full")]
 )
-def test_stopped_preparation_leaves_nothing_behind(tmp_path, monkeypatch, stop):
+def test_interrupted_preparation_leaves_no_file(tmp_path, monkeypatch, failure):
     def generate(self, split):
         yield "key", {"text": "text", "label": 1}
-        raise stop
+        raise failure
 
     archive = pack(tmp_path / "small.tar.gz")
     with monkeypatch.context() as patch:
@@ -153,7 +153,7 @@ def test_stopped_preparation_leaves_nothing_behind(tmp_path, monkeypatch, stop):
     assert list(Imdb(tmp_path, archive).read("train")) == expected("train")
 
 
-# Archives that will not do
+# Bad archives
 
 
 def without(*names: str) -> dict[str, bytes]:
@@ -164,8 +164,8 @@ def not_a_tar(path: Path) -> None:
     path.write_bytes(b"<html>404</html>" * 100)
 
 
-def cut_short(path: Path) -> None:
-    # Bytes that do not compress, so that the cut falls among the members.
+def truncated(path: Path) -> None:
+    # Random bytes do not compress, so the first half ends between members.
     noise = {f"noise{i}": random.Random(i).randbytes(100_000) for i in range(3)}
     whole = pack(path, MEMBERS | noise).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -175,63 +175,65 @@ def without_its_checksum(path: Path) -> None:
     path.write_bytes(pack(path).read_bytes()[:-6])
 
 
-def of_one_flipped_byte(path: Path) -> None:
+def with_a_wrong_checksum(path: Path) -> None:
     data = bytearray(pack(path).read_bytes())
-    data[-8] ^= 1  # in the checksum: no other byte is sure to be noticed otherwise
+    data[-8] ^= 1  # in the checksum itself: a flip elsewhere may hit an unused byte
     path.write_bytes(data)
 
 
+NOT_A_FILE = "must be a file, but is not; give the path of aclImdb_v1.tar.gz"
+INCOMPLETE = "must be a complete .tar.gz file, but reading it failed ("
 BAD_ARCHIVES = {
-    "is missing": (lambda path: None, "is not a file; give the path of aclImdb_v1.tar.gz"),
-    "is a folder": (Path.mkdir, "is not a file; give the path of aclImdb_v1.tar.gz"),
-    "is no tar": (not_a_tar, "must be a whole .tar.gz file; fetch aclImdb_v1.tar.gz again"),
-    "is cut short": (cut_short, "must be a whole .tar.gz file"),
-    "lacks its checksum": (without_its_checksum, "must be a whole .tar.gz file"),
-    "fails its checksum": (of_one_flipped_byte, "must be a whole .tar.gz file"),
-    "holds no reviews": (
+    "missing": (lambda path: None, NOT_A_FILE),
+    "a folder": (Path.mkdir, NOT_A_FILE),
+    "no tar": (not_a_tar, "); download aclImdb_v1.tar.gz again"),
+    "truncated": (truncated, INCOMPLETE),
+    "without its checksum": (without_its_checksum, INCOMPLETE),
+    "with a wrong checksum": (with_a_wrong_checksum, INCOMPLETE),
+    "without reviews": (
         functools.partial(pack, root="other/"),
-        "must hold 6 reviews, half of them positive, below aclImdb/ for train, but holds 0",
+        "must hold 6 reviews, half of them positive, for train below aclImdb/, but holds 0",
     ),
-    "lacks a test review": (
+    "without a test review": (
         functools.partial(pack, members=without("test/pos/0_8.txt")),
-        "for test, but holds 3 with 1 positive",
+        "for test below aclImdb/, but holds 3 with 1 positive",
     ),
-    "is not balanced": (
+    "unbalanced": (
         functools.partial(
             pack, members=without("train/pos/0_9.txt") | {"train/neg/7_1.txt": b"bad"}
         ),
-        "for train, but holds 6 with 2 positive",
+        "for train below aclImdb/, but holds 6 with 2 positive",
     ),
-    "lacks an unlabelled review": (
+    "without an unlabelled review": (
         functools.partial(pack, members=without("train/unsup/1_0.txt")),
-        "must hold 3 reviews, below aclImdb/ for unsupervised, but holds 2",
+        "must hold 3 reviews for unsupervised below aclImdb/, but holds 2",
     ),
-    "is not UTF-8": (
+    "not UTF-8": (
         functools.partial(pack, members=MEMBERS | {"train/neg/0_1.txt": b"caf\xe9"}),
         "aclImdb/train/neg/0_1.txt in",
     ),
 }
 
 
-@pytest.mark.parametrize("what", BAD_ARCHIVES)
-def test_bad_archive_is_one_clear_line(tmp_path, what):
-    make, says = BAD_ARCHIVES[what]
+@pytest.mark.parametrize("kind", BAD_ARCHIVES)
+def test_bad_archive_is_a_one_line_error(tmp_path, kind):
+    make, expected_message = BAD_ARCHIVES[kind]
     archive = tmp_path / "bad.tar.gz"
     make(archive)
     message = error_reading(Imdb(tmp_path / "data", archive))
     assert str(archive) in message
-    assert says in message
+    assert expected_message in message
     assert not (tmp_path / "data" / imdb.PREPARED).exists()
 
 
-def test_data_dir_that_cannot_be_written_is_an_error(tmp_path):
+def test_unwritable_data_dir_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     message = error_reading(Imdb(tmp_path / "file" / "data", pack(tmp_path / "small.tar.gz")))
     assert message.startswith(f"cannot write to {tmp_path / 'file' / 'data'}")
-    assert message.endswith("give another --data-dir")
+    assert message.endswith("choose another --data-dir")
 
 
-# Prepared data sets that will not do
+# Bad prepared data sets
 
 
 def change_info(folder: Path, **changes) -> None:
@@ -241,29 +243,29 @@ def change_info(folder: Path, **changes) -> None:
 
 def test_data_set_prepared_as_tfrecord_is_an_error(prepared_copy):
     change_info(prepared_copy, fileFormat="tfrecord")
-    assert "prepared as array_record, but is tfrecord" in error_reading(
+    assert "must be in the format array_record, but is in tfrecord" in error_reading(
         Imdb(prepared_copy.parents[2])
     )
 
 
 @pytest.mark.parametrize("info", [None, "{", "[]"])
-def test_folder_without_a_data_set_is_an_error(prepared_copy, info):
+def test_absent_or_invalid_data_set_metadata_is_an_error(prepared_copy, info):
     path = prepared_copy / "dataset_info.json"
     path.write_text(info) if info else path.unlink()
     message = error_reading(Imdb(prepared_copy.parents[2]))
-    assert message.startswith(f"{prepared_copy} is not a prepared data set")
+    assert message.startswith(f"{prepared_copy} must be a prepared data set, but ")
     assert message.endswith("remove the folder and run again")
 
 
 @pytest.mark.parametrize(
-    ("name", "right"), [("dataset_info.json", "filepathTemplate"), ("features.json", "pythonClass")]
+    ("name", "field"), [("dataset_info.json", "filepathTemplate"), ("features.json", "pythonClass")]
 )
-def test_damaged_description_of_a_data_set_is_an_error(prepared_copy, name, right):
+def test_renamed_field_in_the_data_set_metadata_is_an_error(prepared_copy, name, field):
     text = (prepared_copy / name).read_text()
-    assert right in text
-    (prepared_copy / name).write_text(text.replace(right, right.replace("p", "q")))
+    assert field in text
+    (prepared_copy / name).write_text(text.replace(field, field.replace("p", "q")))
     message = error_reading(Imdb(prepared_copy.parents[2]))
-    assert message.startswith(f"{prepared_copy} is not a prepared data set: ")
+    assert message.startswith(f"{prepared_copy} must be a prepared data set, but ")
 
 
 def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
@@ -271,12 +273,12 @@ def test_prepared_data_set_of_other_size_is_an_error(prepared, monkeypatch):
     assert "'test': 5, 'unsupervised': 3}, but holds {" in error_reading(Imdb(prepared))
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "cut after the first block", "flipped"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "cut after the first block", "flipped"])
 def test_damaged_records_are_an_error(prepared_copy, damage):
     [path] = prepared_copy.glob("*-train.array_record*")
     data = path.read_bytes()
     path.unlink()
-    if damage == "cut":
+    if damage == "truncated":
         path.write_bytes(data[:-100])
     elif damage == "cut after the first block":
         path.write_bytes(data[: 1 << 16])
@@ -301,7 +303,7 @@ def test_record_that_is_not_utf8_is_an_error(prepared):
         list(imdb.read(Builder(), "train"))
 
 
-def test_without_tfds_the_error_names_the_extra(monkeypatch):
+def test_error_without_tfds_names_the_extra(monkeypatch):
     monkeypatch.delattr("bilstm_attn.data.imdb")
     monkeypatch.delitem(sys.modules, "bilstm_attn.data.imdb")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -313,7 +315,7 @@ def test_without_tfds_the_error_names_the_extra(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves tmp_path / "served" on this machine, as the published archive."""
+    """A local HTTP server of an archive in tmp_path / "served", in place of the published one."""
     archive = pack(tmp_path / "served" / "aclImdb_v1.tar.gz")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -325,18 +327,18 @@ def server(tmp_path, monkeypatch):
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         url = f"http://127.0.0.1:{running.server_port}/{archive.name}"
-        # tfds caches downloads by URL in the process; the port makes each test's its own.
+        # tfds caches downloads by URL in the process; each test has its own port, so its own URL.
         monkeypatch.setattr(imdb, "published", lambda: (url, compute_url_info(archive)))
         yield running
         running.shutdown()
         thread.join()
 
 
-def test_downloads_checks_and_prepares(server, tmp_path):
+def test_published_archive_is_downloaded_and_prepared(server, tmp_path):
     assert read_all(Imdb(tmp_path / "data")) == {split: expected(split) for split in SPLITS}
 
 
-def test_finished_download_serves_without_the_network(server, tmp_path, monkeypatch):
+def test_earlier_download_is_used_without_the_network(server, tmp_path, monkeypatch):
     url, info = imdb.published()
     archive = imdb.download(tmp_path / "data")
     assert archive.read_bytes() == (tmp_path / "served" / "aclImdb_v1.tar.gz").read_bytes()
@@ -356,30 +358,32 @@ def test_download_with_another_checksum_is_an_error(server, tmp_path, monkeypatc
     assert not (tmp_path / "data" / imdb.PREPARED).exists()
 
 
-def test_download_that_breaks_off_is_an_error(server, tmp_path, monkeypatch):
+def test_interrupted_download_is_an_error(server, tmp_path, monkeypatch):
     def fail(self, url):
-        raise imdb.requests.ConnectionError("broke off")
+        raise imdb.requests.ConnectionError("connection lost")
 
     monkeypatch.setattr(imdb.tfds.download.DownloadManager, "download", fail)
-    assert "failed (broke off); give a --data-dir" in error_reading(Imdb(tmp_path / "data"))
+    assert "failed (connection lost); give a --data-dir" in error_reading(Imdb(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("what", ["refused", "404", "silent"])
-def test_without_a_network_the_error_comes_soon(server, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("failure", ["refused", "404", "silent"])
+def test_error_without_a_network_comes_soon_and_lists_the_choices(
+    server, tmp_path, monkeypatch, failure
+):
     url, info = imdb.published()
-    if what == "404":
+    if failure == "404":
         url = url.replace("aclImdb", "nothing")
     else:
-        server.shutdown()  # still listening, never answering
+        server.shutdown()  # the socket still listens, but nothing responds
         monkeypatch.setattr(imdb, "_PROBE_SECONDS", 0.3)
-    if what == "refused":
+    if failure == "refused":
         server.server_close()
     monkeypatch.setattr(imdb, "published", lambda: (url, info))
     message = error_reading(Imdb(tmp_path / "data"))
-    ways_out = [
-        f"--data-dir that holds {imdb.PREPARED}",
+    choices = [
+        f"--data-dir with {imdb.PREPARED}",
         "--archive FILE",
         str(tmp_path / "data" / "downloads" / "manual" / "aclImdb_v1.tar.gz"),
-        "network access",
+        "connect to the network",
     ]
-    assert [way for way in ways_out if way not in message] == []
+    assert [choice for choice in choices if choice not in message] == []
