@@ -1,17 +1,17 @@
 """Jain and Wallace's IMDB model, selected on held-out reviews: is its attention an explanation?
 
-One layer, tanh attention over the states alone, no dropout, no dense layer; reviews of fewer than
-400 words. 5,000 reviews are held out by seed; the epoch with the best accuracy on them is exported
-and measured on test once. Deviations: word vectors start at random unless
-`--train.init-from vectors:wiki.simple.vec` gives fastText's; the start
-token may be attended to; batches are drawn at random.
+One layer, tanh attention that scores states without a query, no dropout, no dense layer; reviews of
+fewer than 400 words. 5,000 reviews are held out by seed; the epoch with the best accuracy on them
+is exported and evaluated on test once.
+Deviation: word vectors are random, unless `--train.init-from vectors:wiki.simple.vec` gives those
+of fastText; attention includes the start token; batches are random samples.
 
-Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. They sum the loss over a
-        batch where we take the mean, so the penalty and epsilon are their 1e-5 and 1e-8 by 32.
+Source: Jain and Wallace, 2019, arXiv:1902.10186; constants of their code. It sums the loss over a
+        batch of 32, and ours is the mean, so its penalty 1e-5 and epsilon 1e-8 are divided by 32.
 Run:    python scripts/train.py jain_wallace
-Result: 88.93 % of the 21,731 test reviews of fewer than 400 words, after the first of eight epochs,
-        whose accuracy on the held-out ones was 90.20 % (of the others 84.62 to 88.50 %); seed 0;
-        109-211 s an epoch on two CPU cores (Intel Xeon) with the native kernel, other work beside.
+Result: 88.93 % of the 21,731 test reviews of fewer than 400 words, after epoch 1 of 8, selected
+        with 90.20 % on the held-out reviews (the other epochs: 84.62 to 88.50 %); seed 0.
+Time:   109-211 s per epoch on two CPU cores (Intel Xeon) with the native kernel, under other load.
 """
 
 from bilstm_attn.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

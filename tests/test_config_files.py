@@ -163,10 +163,10 @@ def test_error_for_an_invalid_saved_value_names_its_field(path, value, expected)
 
 
 @pytest.mark.parametrize("name", recipe_names(CONFIGS))
-def test_recipe_states_its_source_command_and_result_in_forty_lines(name):
+def test_recipe_states_its_source_command_result_and_time_in_forty_lines(name):
     lines = (CONFIGS / f"{name}.py").read_text().splitlines()
     assert len(lines) <= 40
-    for word in ("Source:", "Run:", "Result:"):
+    for word in ("Source:", "Run:", "Result:", "Time:"):
         assert any(line.startswith(word) for line in lines)
     assert load_recipe(name, CONFIGS).name == name
 
