@@ -7,10 +7,11 @@ number. Paths, device counts and log intervals are arguments of the commands ins
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
 from bilstm_attn.errors import UserError
-from bilstm_attn.registry import require_type
+from bilstm_attn.registry import require_type, unknown
 
 Options = dict[str, int | float | bool | str]
 Backend = Literal["native", "pallas", "scan", "plain"]
@@ -306,6 +307,26 @@ class Config:
                 "train.eval_split 'validation' needs data.validation_examples above 0, got 0; "
                 "hold out some, or evaluate on test",
             )
+
+    def replace(self, changes: Mapping[str, Any]) -> "Config":
+        """Returns the config with fields changed, by path: `{"model.cell": "gru", "seed": 1}`.
+
+        Raises:
+          UserError: there is no such field, or a value is out of range.
+        """
+        known = fields_of(self)
+        updates: dict[str, dict[str, Any]] = {}
+        for path, value in changes.items():
+            if path not in known:
+                raise unknown("field", path, known)
+            owner, _, name = path.rpartition(".")
+            updates.setdefault(owner, {})[name] = value
+        top = updates.pop("", {})
+        sections = {
+            owner: dataclasses.replace(getattr(self, owner), **fields)
+            for owner, fields in updates.items()
+        }
+        return dataclasses.replace(self, **top, **sections)
 
     def to_json(self) -> str:
         """Returns the config as indented JSON, the inverse of `config_files.from_json`."""

@@ -25,7 +25,7 @@ LAYERS = [
     "interface",
     "command_line",
 ]
-INTERFACE = {"testing"}  # files at the top that may import everything
+INTERFACE = {"api", "testing"}  # files at the top that may import everything
 # The only files that may import each library, as paths below the package.
 STUDY = "studies/attention_as_explanation"
 LIBRARIES = {

@@ -99,5 +99,7 @@ def main(arguments: list[str], program: str = "scripts/train.py") -> int:
     from bilstm_attn.training.train_command import run_training
 
     load_plugins(parsed.run.plugin)
-    name = name_of_trial(recipe, parsed.config)
-    return run_training(dataclasses.replace(parsed.config, name=name), parsed.run)
+    config = parsed.config
+    if not any(argument.split("=")[0] == "--name" for argument in rest):
+        config = dataclasses.replace(config, name=name_of_trial(recipe, config))
+    return run_training(config, parsed.run)

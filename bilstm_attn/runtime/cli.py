@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from tyro.conf import UseAppendAction
 
 from bilstm_attn.errors import UserError
+from bilstm_attn.runtime.signals import Interrupted
 
 T = TypeVar("T")
 
@@ -67,6 +68,9 @@ def status_of(main: Callable[[], int | None]) -> int | None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130
+    except Interrupted as interrupted:
+        print("stopped", file=sys.stderr)
+        status = interrupted.status
     except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

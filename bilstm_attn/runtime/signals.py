@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as requests to save the state and stop."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,8 +9,15 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C in the list it yields; a second Ctrl-C interrupts at once."""
+    """Collects SIGTERM and Ctrl-C in the list it yields; a second Ctrl-C interrupts at once.
+
+    Python delivers signals to the main thread only: in another thread, such as a tuner's, the list
+    stays empty.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def receive(number: int, frame: Any) -> None:
         if number in received and number == signal.SIGINT:

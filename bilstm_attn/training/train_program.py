@@ -69,7 +69,7 @@ class Program:
         rows = batches[missing[0]][0].length.shape[-1]
         shapes = "; ".join(f"{rows} examples × {', '.join(map(str, each))}" for each in missing)
         console.print(
-            f"compiled {len(missing)} layouts of a batch ({shapes} tokens) in "
+            f"compiled {len(missing)} batch layout{'s' * (len(missing) > 1)} ({shapes} tokens) in "
             f"{time.perf_counter() - begun:.1f} s; a step takes {peak / 2**20:,.0f} MiB on each "
             "device"
         )
