@@ -95,8 +95,8 @@ class DataConfig:
         )
         require(
             self.unlabelled_batch_size >= 0 and self.unlabelled_batch_size % len(self.edges) == 0,
-            "data.unlabelled_batch_size must be 0 or a positive multiple of the "
-            f"{len(self.edges)} groups of a batch, got {self.unlabelled_batch_size}",
+            f"data.unlabelled_batch_size must be 0 or a positive multiple of the {len(self.edges)} "
+            f"length groups, got {self.unlabelled_batch_size}; change it or data.bucket_edges",
         )
         edges = self.bucket_edges
         require(
@@ -116,12 +116,12 @@ class DataConfig:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of a training batch, of all streams."""
+        """Rows of a training batch, labelled and unlabelled."""
         return self.batch_size + self.unlabelled_batch_size
 
     @property
     def group_size(self) -> int:
-        """Rows of a training batch that are padded to one length."""
+        """Rows per length group of a training batch."""
         return self.rows_per_step // len(self.edges)
 
 
@@ -291,8 +291,8 @@ class Config:
         require_seed(self.seed)
         require(
             self.data.group_size % self.train.microbatches == 0,
-            f"train.microbatches must divide {self.data.group_size}, the examples per length group "
-            f"(data.batch_size / number of groups), got {self.train.microbatches}",
+            f"train.microbatches must divide {self.data.group_size}, the rows per length group, "
+            f"got {self.train.microbatches}; change it, data.batch_size or data.bucket_edges",
         )
         held_out = self.data.validation_examples
         if self.train.eval_split == "test":

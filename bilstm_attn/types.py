@@ -45,8 +45,8 @@ class Batch(NamedTuple):
     length: Int[Array, " b"]
     label: Int[Array, " b"]  # index into Task.label_names; -1: unlabelled
     weight: Float[Array, " b"]
-    extras: dict[str, Any] = {}  # noqa: RUF012  never changed
-    """Arrays `[b ...]` by name that an objective reads, such as a teacher's logits."""
+    extras: dict[str, Any] = {}  # noqa: RUF012  never modified
+    """Named arrays `[b ...]` for the objective, such as a teacher's logits."""
 
 
 class Output(NamedTuple):

@@ -29,6 +29,8 @@ unchecked = unchecked_copy(config)
         (DataConfig, "bucket_edges", (4, 3)),
         (DataConfig, "bucket_edges", (0, 3)),
         (DataConfig, "batch_size", 6),  # not a multiple of the 4 length groups
+        (DataConfig, "unlabelled_batch_size", -4),
+        (DataConfig, "unlabelled_batch_size", 6),
         (ModelConfig, "embedding_size", 0),
         (ModelConfig, "hidden_size", -3),
         (ModelConfig, "layers", 0),
@@ -94,8 +96,8 @@ def test_the_test_split_cannot_be_used_for_selection():
 
 def test_microbatches_that_do_not_divide_a_length_group_are_an_error():
     expected = (
-        "train.microbatches must divide 64, the examples per length group (data.batch_size / "
-        "number of groups), got 3"
+        "train.microbatches must divide 64, the rows per length group, got 3; change it, "
+        "data.batch_size or data.bucket_edges"
     )
     assert error_of(Config, train=TrainConfig(microbatches=3)) == expected
 
@@ -115,3 +117,5 @@ def test_last_padded_length_is_max_tokens():
 
 def test_length_groups_divide_a_batch_equally():
     assert DataConfig(bucket_edges=(3, 5), max_tokens=9, batch_size=12).group_size == 4
+    both = DataConfig(bucket_edges=(3, 5), max_tokens=9, batch_size=12, unlabelled_batch_size=6)
+    assert both.group_size == 6

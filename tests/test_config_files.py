@@ -31,6 +31,7 @@ OTHER = Config(
         max_tokens=13,
         drop_longer=True,
         batch_size=12,
+        unlabelled_batch_size=24,
         bucket_edges=(3, 5, 20),
     ),
     model=ModelConfig(

@@ -26,7 +26,9 @@ AXIS = "data"
 MAX_CPU_DEVICES = 8  # with more, each has too few rows; measured on two cores only
 SHARDED = PartitionSpec(AXIS)  # the first axis is divided over the devices
 REPLICATED = PartitionSpec()  # every device has all of it
-SHARDED_AFTER_SEEDS = PartitionSpec(None, AXIS)  # the second axis is divided; the first is seeds
+SHARDED_AFTER_SEEDS = PartitionSpec(
+    None, AXIS
+)  # the second axis is divided; the first is that of seeds
 
 
 def make_mesh(rows: int, devices: int | None = None) -> Mesh:
@@ -41,8 +43,8 @@ def make_mesh(rows: int, devices: int | None = None) -> Mesh:
     """
     if devices is not None and (devices < 1 or rows % devices):
         raise UserError(
-            f"--devices must be above 0 and divide {rows}, the rows per length group "
-            f"(data.batch_size / number of groups), got {devices}"
+            f"--devices must be above 0 and divide {rows}, the rows per length group, "
+            f"got {devices}; change it, data.batch_size or data.bucket_edges"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = min(cores or 1, MAX_CPU_DEVICES)
