@@ -1,4 +1,7 @@
-"""Prints a page's runnable shell commands, one a line; trainings get flags for a small size."""
+"""Prints the runnable shell commands of a page, one per line, or with --python its Python code.
+
+Trainings get a small size.
+"""
 
 import re
 import shlex
@@ -7,8 +10,14 @@ from pathlib import Path
 
 SMALL = (
     "--data.train-examples 512 --data.validation-examples 256 --data.max-tokens 200"
-    " --train.epochs 2"
+    " --train.epochs 2 --name quickstart"
 )
+SMALL_RECIPE = """
+import bilstm_attn
+load_recipe, small = bilstm_attn.load_recipe, {"data.train_examples": 512, "data.max_tokens": 200}
+small |= {"data.validation_examples": 256, "train.epochs": 2}
+bilstm_attn.load_recipe = lambda name: load_recipe(name).replace(small)
+"""
 OURS = ("python scripts/", "pip install ")
 
 
@@ -24,5 +33,13 @@ def commands(page: str) -> list[str]:
     return [f"{line} {SMALL}" if "scripts/train.py" in line else line for line in ours]
 
 
+def python_code(page: str) -> str:
+    """Returns the code of Python blocks without a title; `load_recipe` returns small recipes."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return SMALL_RECIPE + "\n".join(blocks)
+
+
 if __name__ == "__main__":
-    print("\n".join(commands(Path(sys.argv[1]).read_text())))
+    *flags, path = sys.argv[1:]
+    text = Path(path).read_text()
+    print(python_code(text) if flags == ["--python"] else "\n".join(commands(text)))

@@ -60,7 +60,10 @@ def test_ci_extracts_the_commands_of_readme():
 
 
 def test_readme_code_runs(tmp_path):
-    code = "\n".join(text for _, text in python_blocks(ROOT / "README.md"))
+    blocks = [text for _, text in python_blocks(ROOT / "README.md")]
+    # The block that trains needs real reviews; CI runs it.
+    code = "\n".join(text for text in blocks if "bilstm_attn.train(" not in text)
+    assert len(blocks) >= 2
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
 
 
