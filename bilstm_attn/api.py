@@ -17,7 +17,6 @@ from typing import Any
 from bilstm_attn import config_files
 from bilstm_attn.config import Config, require
 from bilstm_attn.inference.predict import Predictor
-from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.files import recipes_folder
 from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import request_deterministic_gpu_ops
@@ -73,7 +72,7 @@ def train(
     load_plugins(plugins)
     if options.deterministic:
         request_deterministic_gpu_ops()
-    (replica,) = train_seeds(config, options, Console(quiet=quiet), on_epoch)
+    (replica,) = train_seeds(config, options, on_epoch, quiet=quiet)
     finals = [record for record in replica.run.records() if record["kind"] == "final"]
     test = {
         f"test_{name}": value

@@ -1,12 +1,13 @@
 """The command line: mistakes are one line before anything is written, and help is fast."""
 
 import json
+import os
 import subprocess
 import sys
 
 import jax
 import pytest
-from tiny_run import ROOT, error_of, load_script, tiny_run, train
+from tiny_run import FIELDS, ROOT, error_of, load_script, tiny_run, train
 
 from bilstm_attn.config_files import recipe_names
 from bilstm_attn.training import train_command
@@ -129,3 +130,13 @@ def test_predictions_into_a_closed_pipe_are_no_traceback(trained):
     )
     assert (finished.returncode, finished.stderr) == (1, b"")
     assert json.loads(finished.stdout)["line"] == 1
+
+
+def test_training_in_a_process_of_its_own_uses_every_core_that_divides_a_group(untrained):
+    words = [word for name, value in FIELDS.items() for word in (f"--{name}", str(value))]
+    folders = ["--runs", untrained / "runs", "--cache", untrained / "cache", "--name", "cores"]
+    script = [sys.executable, ROOT / "scripts" / "train.py", "quickstart"]
+    subprocess.run([*script, *words, *folders], check=True, timeout=300)
+    start = json.loads((untrained / "runs/cores/seed0/environment.json").read_text())["starts"][0]
+    cores = len(os.sched_getaffinity(0))
+    assert len(start["devices"]) == max(n for n in (1, 2, 4) if n <= cores)  # groups of 4 rows

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,21 +22,28 @@ from bilstm_attn.training.run_table import draw_curves
 from bilstm_attn.training.seed_replica import SeedReplica
 
 
-def finish(
-    replica: SeedReplica, tokens: TokenCache, backend: Backend, mesh: Mesh, console: Console
-) -> float:
+class Setting(NamedTuple):
+    """What all seeds of a training share."""
+
+    tokens: TokenCache
+    backend: Backend
+    mesh: Mesh
+    console: Console
+
+
+def finish(replica: SeedReplica, setting: Setting) -> float:
     """Measures test if that is due, draws the curves, prints results; returns the accuracy.
 
     Test is due after the last epoch of a run that evaluates on validation examples.
     """
     config = replica.config
     complete = len(replica.epochs) == config.train.epochs
-    if complete and config.train.eval_split == "validation" and "test" in tokens.splits:
-        accuracy = _measure_test_once(replica, tokens, backend, mesh, console)
+    if complete and config.train.eval_split == "validation" and "test" in setting.tokens.splits:
+        accuracy = _measure_test_once(replica, setting)
     else:
-        accuracy = _print_chosen(replica, console)
+        accuracy = _print_chosen(replica, setting.console)
     if is_main_process():
-        _print_paths(replica.run, config, console)
+        _print_paths(replica.run, config, setting.console)
     replica.run.close()
     return accuracy
 
@@ -70,23 +78,22 @@ def _predict_command() -> str:
     return "python scripts/predict.py" if script.name == "train.py" else "bilstm-attn predict"
 
 
-def _measure_test_once(
-    replica: SeedReplica, tokens: TokenCache, backend: Backend, mesh: Mesh, console: Console
-) -> float:
+def _measure_test_once(replica: SeedReplica, setting: Setting) -> float:
     """Measures the exported epoch on test and logs it, unless done before; returns accuracy."""
     run = replica.run
     done = on_main_process(lambda: [line for line in run.records() if line["kind"] == "final"])
     if done:
         measured = done[0]
     else:
-        model = Model(replica.config.model, replica.vocabulary.size, backend)
+        model = Model(replica.config.model, replica.vocabulary.size, setting.backend)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         params = broadcast(load_model(run.exported()).params if is_main_process() else params)
         exported = Exported(params, replica.config, replica.vocabulary)
-        opened = OpenedRun(run, exported, model, mesh)
-        measured = measure_split(opened, tokens, "test", console)
+        opened = OpenedRun(run, exported, model, setting.mesh)
+        measured = measure_split(opened, setting.tokens, "test", setting.console)
         step = replica.chosen["step"]
         run.log({"kind": "final", "step": step, "split": "test", **measured})
-    console.print(f"test accuracy {percent(measured['accuracy'])}, measured once, at the end")
-    return measured["accuracy"]
+    accuracy = measured["accuracy"]
+    setting.console.print(f"test accuracy {percent(accuracy)}, measured once, at the end")
+    return accuracy

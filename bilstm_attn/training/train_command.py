@@ -6,12 +6,10 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from bilstm_attn.config import Backend, Config, fields_of, require
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
@@ -38,7 +36,7 @@ from bilstm_attn.training.initial import digest_of
 from bilstm_attn.training.loop import train
 from bilstm_attn.training.objectives import OBJECTIVES
 from bilstm_attn.training.options import TrainOptions
-from bilstm_attn.training.results import finish
+from bilstm_attn.training.results import Setting, finish
 from bilstm_attn.training.run_dir import RunDir, describe_environment
 from bilstm_attn.training.seed_replica import SeedReplica, make_replica
 from bilstm_attn.training.train_program import Program, make_program
@@ -61,7 +59,7 @@ def run_training(config: Config, options: TrainOptions) -> int:
 
     def run_here() -> int:
         try:
-            train_seeds(config, options, Console(quiet=not is_main_process()))
+            train_seeds(config, options)
         except Interrupted as interrupted:
             if is_main_process():
                 command = ["python", *sys.argv] + ([] if options.resume else ["--resume"])
@@ -82,7 +80,11 @@ def run_training(config: Config, options: TrainOptions) -> int:
 
 
 def train_seeds(
-    config: Config, options: TrainOptions, console: Console, on_epoch: OnEpoch = ignore
+    config: Config,
+    options: TrainOptions,
+    on_epoch: OnEpoch = ignore,
+    *,
+    quiet: bool = False,
 ) -> list[SeedReplica]:
     """Trains every seed of the options in its folder, and measures test once where it may.
 
@@ -94,7 +96,9 @@ def train_seeds(
       Interrupted: a signal stopped the training; its state is saved.
     """
     options.check(config)
+    # Before any other use of JAX, which would fix the number of CPU devices.
     mesh = make_mesh(config.data.group_size // config.train.microbatches, options.devices)
+    console = Console(quiet=quiet or not is_main_process())
     if (processes := jax.process_count()) > 1:
         console.print(
             f"{processes} processes; if one is lost, the others end within {LOST_SECONDS} s, "
@@ -120,29 +124,18 @@ def train_seeds(
     ]
     on_accelerator = mesh.devices.flat[0].platform != "cpu"
     vmapped = options.seeds > 1 and (options.vmap_seeds or on_accelerator)
+    if vmapped:
+        _require_common_vocabulary_size(replicas)
     console.print(
         f"training on {replicas[0].size:,} examples, evaluating on "
         f"{replicas[0].eval_examples.size:,} of {config.train.eval_split}, on {mesh.size} × "
         f"{mesh.devices.flat[0].device_kind}, backend {backend}"
     )
-    environments = _describe_environments(replicas, tokens, backend, mesh, console, vmapped)
-    finish_seed = partial(finish, tokens=tokens, backend=backend, mesh=mesh, console=console)
+    setting = Setting(tokens, backend, mesh, console)
+    environments = _describe_environments(replicas, setting, vmapped)
     with _begin(replicas, environments, options.resume, console):
-        if vmapped:
-            program = make_program(
-                config, _common_model(replicas, backend), replicas[0].size, mesh, seeds=len(seeds)
-            )
-            train(VmappedSeeds(replicas), program, console=console, on_epoch=on_epoch)
-            accuracies = [finish_seed(replica) for replica in replicas]
-        else:
-            program_for = cache(partial(_program_for, config, replicas[0].size, backend, mesh))
-            accuracies = []
-            for replica in replicas:
-                if len(replicas) > 1:
-                    console.print(f"seed {replica.config.seed}")
-                program = program_for(replica.vocabulary.size)
-                train(replica, program, console=console, on_epoch=on_epoch)
-                accuracies.append(finish_seed(replica))
+        train_all = _train_together if vmapped else _train_in_turns
+        accuracies = train_all(replicas, setting, on_epoch)
     if len(replicas) > 1:
         mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
         console.print(
@@ -152,27 +145,46 @@ def train_seeds(
     return replicas
 
 
-def _program_for(
-    config: Config, examples: int, backend: Backend, mesh: Mesh, vocabulary_size: int
-) -> Program:
-    """Returns the program that seeds with vocabularies of one size share."""
-    model = Model(config.model, vocabulary_size, backend)
-    return make_program(config, model, examples, mesh)
+def _train_in_turns(
+    replicas: Sequence[SeedReplica], setting: Setting, on_epoch: OnEpoch
+) -> list[float]:
+    """Trains one replica after another; returns their accuracies.
 
-
-def _common_model(replicas: Sequence[SeedReplica], backend: Backend) -> Model:
-    """Returns the model of all seeds of a vmapped program.
-
-    Raises:
-      UserError: the seeds' vocabularies differ in size.
+    Replicas whose vocabularies have the same size share one compiled program.
     """
+    programs: dict[int, Program] = {}
+    accuracies = []
+    for replica in replicas:
+        if len(replicas) > 1:
+            setting.console.print(f"seed {replica.config.seed}")
+        size = replica.vocabulary.size
+        if size not in programs:
+            model = Model(replica.config.model, size, setting.backend)
+            programs[size] = make_program(replica.config, model, replica.size, setting.mesh)
+        train(replica, programs[size], console=setting.console, on_epoch=on_epoch)
+        accuracies.append(finish(replica, setting))
+    return accuracies
+
+
+def _train_together(
+    replicas: Sequence[SeedReplica], setting: Setting, on_epoch: OnEpoch
+) -> list[float]:
+    """Trains all replicas in one program, vmapped over seeds; returns their accuracies."""
+    first = replicas[0]
+    model = Model(first.config.model, first.vocabulary.size, setting.backend)
+    program = make_program(first.config, model, first.size, setting.mesh, seeds=len(replicas))
+    train(VmappedSeeds(replicas), program, console=setting.console, on_epoch=on_epoch)
+    return [finish(replica, setting) for replica in replicas]
+
+
+def _require_common_vocabulary_size(replicas: Sequence[SeedReplica]) -> None:
+    """Raises a `UserError` if the seeds' vocabularies differ in size."""
     sizes = sorted({replica.vocabulary.size for replica in replicas})
     require(
         len(sizes) == 1,
         f"the seeds' vocabularies differ in size ({sizes[0]} to {sizes[-1]} words), so that they "
         "have no common program; lower --data.vocabulary-size, or train the seeds one by one",
     )
-    return Model(replicas[0].config.model, sizes[0], backend)
 
 
 def _choose_backend(
@@ -219,34 +231,30 @@ def _check_folders(run_dirs: Sequence[RunDir], configs: Sequence[Config], resume
 
 
 def _describe_environments(
-    replicas: Sequence[SeedReplica],
-    tokens: TokenCache,
-    backend: Backend,
-    mesh: Mesh,
-    console: Console,
-    vmapped: bool,
+    replicas: Sequence[SeedReplica], setting: Setting, vmapped: bool
 ) -> list[dict[str, Any]]:
     """Returns what else the result of each seed depends on; reads and prints initial values."""
-    environment = describe_environment(list(mesh.devices.flat), tokens.meta["sha256"])
-    environment |= {"backend": backend, "seeds": len(replicas) if vmapped else 1}
+    data_sha256 = setting.tokens.meta["sha256"]
+    environment = describe_environment(list(setting.mesh.devices.flat), data_sha256)
+    environment |= {"backend": setting.backend, "seeds": len(replicas) if vmapped else 1}
     init_from = replicas[0].config.train.init_from
     if init_from:
         environment |= {"init_from_sha256": digest_of(init_from)}
     require_same(
-        backend=backend,
-        data=environment["data_sha256"],
+        backend=setting.backend,
+        data=data_sha256,
         init_from=environment.get("init_from_sha256"),
     )
-    return [environment | _read_initial(replica, backend, console) for replica in replicas]
+    return [environment | _read_initial(replica, setting) for replica in replicas]
 
 
-def _read_initial(replica: SeedReplica, backend: Backend, console: Console) -> dict[str, Any]:
+def _read_initial(replica: SeedReplica, setting: Setting) -> dict[str, Any]:
     """Reads the initial values of a seed, prints their coverage, returns their record."""
-    model = Model(replica.config.model, replica.vocabulary.size, backend)
+    model = Model(replica.config.model, replica.vocabulary.size, setting.backend)
     values = replica.initial_values(model)
     if values is None:
         return {}
-    console.print(f"initialised from {replica.config.train.init_from}: {values.coverage}")
+    setting.console.print(f"initialised from {replica.config.train.init_from}: {values.coverage}")
     return values.record
 
 
