@@ -1,14 +1,18 @@
 """The documentation: its length, links, map, names of options, and the code in it."""
 
+import csv
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from plugin_tables import plugin_scope
-from tiny_run import tiny_run, train
+from tiny_run import made_up_reviews, reviews, tiny_run, train
+
+from bilstm_attn import testing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,10 +91,35 @@ def no_plugins() -> Iterator[None]:
             "small_logits.py",
             ["--train.objective", "small_logits", "--train.objective-options", "weight", 0.1],
         ),
+        ("tickets.py", ["--data.dataset", "tickets"]),
+        (
+            "punctuation.py",
+            ["--data.tokeniser", "punctuation", "--data.tokeniser-options", "lower", False],
+        ),
     ],
 )
 def test_plugins_of_the_guide_train(title, flags, untrained, no_plugins):
     code = dict(python_blocks(ROOT / "docs" / "extending.md"))[title]
     (untrained / title).write_text(code)
-    assert train(untrained, "--plugin", untrained / title, "--name", "tiny", *flags) == 0
+    with (untrained / "tickets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "urgent"), *reviews("train")])
+    flags = ["--data-dir", untrained, "--plugin", untrained / title, *flags]
+    with made_up_reviews():
+        assert train(untrained, "--name", "tiny", *flags) == 0
     assert tiny_run(untrained).model.is_file()
+
+
+@pytest.mark.parametrize(
+    ("title", "check"),
+    [
+        ("small_logits.py", lambda module: testing.check_objective(module.SmallLogits)),
+        ("tickets.py", lambda module: testing.check_source(module.Tickets)),
+        ("punctuation.py", lambda module: testing.check_tokeniser(module.Punctuation)),
+    ],
+)
+def test_plugins_of_the_guide_pass_their_contract_tests(title, check, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets.csv").write_text("text,urgent\nthe cable is lost,1\nhello,0\n")
+    module = types.ModuleType(title)
+    exec(dict(python_blocks(ROOT / "docs" / "extending.md"))[title], vars(module))
+    check(module)
