@@ -1,4 +1,4 @@
-"""Times our implementation and others: `python scripts/benchmark.py [--quick]`."""
+"""Times this package and other implementations: `python scripts/benchmark.py [--quick]`."""
 
 from bilstm_attn.command_line.benchmark_cli import main
 from bilstm_attn.runtime.cli import run_script

@@ -1,4 +1,4 @@
-"""The tutorial's Keras model as it stands."""
+"""The tutorial's Keras model, unchanged."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ from bilstm_attn.types import Batch, Params
 
 
 class KerasOnJax(Peer):
-    """The tutorial's Keras model as it stands: padded in front; masked, but for the attention."""
+    """The tutorial's Keras model, unchanged: padded in front, with no mask in the attention."""
 
     backend: ClassVar[str] = "jax"
 
@@ -29,70 +29,68 @@ class KerasOnJax(Peer):
         class Attention(layers.Layer):
             def __init__(self) -> None:
                 super().__init__()
-                self.of_states = layers.Dense(config.attention_size)
-                self.of_query = layers.Dense(config.attention_size)
+                self.states_layer = layers.Dense(config.attention_size)
+                self.query_layer = layers.Dense(config.attention_size)
                 self.vector = layers.Dense(1)
 
             def call(self, states: Any, query: Any) -> Any:
-                units = ops.tanh(self.of_states(states) + self.of_query(ops.expand_dims(query, 1)))
+                query = self.query_layer(ops.expand_dims(query, 1))
+                units = ops.tanh(self.states_layer(states) + query)
                 return ops.sum(ops.softmax(self.vector(units), axis=1) * states, axis=1)
 
-        def both_ways(**more: Any) -> Any:
+        def bidirectional_lstm(**options: Any) -> Any:
             lstm = layers.LSTM(
-                config.hidden_size, dropout=config.input_dropout, return_sequences=True, **more
+                config.hidden_size, dropout=config.input_dropout, return_sequences=True, **options
             )
             return layers.Bidirectional(lstm)
 
-        read = layers.Input((None,), dtype="int32")
+        tokens = layers.Input((None,), dtype="int32")
         embedding = layers.Embedding(VOCABULARY, config.embedding_size, mask_zero=True)
-        states = both_ways()(embedding(read))
-        states, forward, _, backward, _ = both_ways(return_state=True)(states)
+        states = bidirectional_lstm()(embedding(tokens))
+        states, forward, _, backward, _ = bidirectional_lstm(return_state=True)(states)
         context = Attention()(states, layers.Concatenate()([forward, backward]))
         units = layers.Dense(config.dense_size, activation="relu")(context)
-        answer = layers.Dense(1)(layers.Dropout(config.head_dropout)(units))
-        self._model = keras.Model(read, answer)
+        logit = layers.Dense(1)(layers.Dropout(config.head_dropout)(units))
+        self._model = keras.Model(tokens, logit)
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
         self._model.compile("adam", loss)
-        self.fill(params)
+        self.set_params(params)
 
-    def fill(self, params: Params) -> None:
-        """Copies them in the order in which Keras lists them."""
-        ways = [
-            part
+    def set_params(self, params: Params) -> None:
+        """Copies the parameters in the order in which Keras lists its own."""
+        encoder = [
+            layer[direction][name]
             for layer in params["encoder"]["layers"].values()
-            for way in ("forward", "backward")
-            for part in (
-                layer[way]["input_kernel"],
-                layer[way]["recurrent_kernel"],
-                layer[way]["bias"],
-            )
+            for direction in ("forward", "backward")
+            for name in ("input_kernel", "recurrent_kernel", "bias")
         ]
         ours = params["attention"]
-        no_bias = np.zeros_like(ours["bias"])
-        attention = (ours["states_kernel"], ours["bias"], ours["query_kernel"], no_bias)
+        states_layer = [ours["states_kernel"], ours["bias"]]
+        query_layer = [ours["query_kernel"], np.zeros_like(ours["bias"])]  # Keras has two biases
+        attention = [*states_layer, *query_layer, ours["vector"], np.zeros(1)]
         head = [params[name][part] for name in ("dense", "logit") for part in ("kernel", "bias")]
-        values = [params["embedding"], *ways, *attention, ours["vector"], np.zeros(1), *head]
+        values = [params["embedding"], *encoder, *attention, *head]
         self._model.set_weights([np.asarray(value) for value in values])
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Returns the logits."""
+        """Returns the logits `[b]`."""
         return np.asarray(self._model.predict_on_batch(pad_in_front(batch)))[:, 0]
 
-    def train(self, batch: Batch) -> None:
-        """Takes a step."""
+    def train_step(self, batch: Batch) -> None:
+        """Takes one step."""
         labels = np.asarray(batch.label, np.float32)[:, None]
         float(self._model.train_on_batch(pad_in_front(batch), labels))
 
 
 def pad_in_front(batch: Batch) -> np.ndarray:
-    """Returns the tokens as Keras pads them: each review at the end of its row."""
+    """Returns the tokens `[b t]` with the padding before each text, as Keras pads by default."""
     tokens, steps = np.asarray(batch.tokens), batch.tokens.shape[1]
-    places = np.arange(steps)[None] - (steps - np.asarray(batch.length))[:, None]
-    own = np.take_along_axis(tokens, np.maximum(places, 0), axis=1)
-    return np.where(places >= 0, own, 0)
+    positions = np.arange(steps)[None] - (steps - np.asarray(batch.length))[:, None]
+    shifted = np.take_along_axis(tokens, np.maximum(positions, 0), axis=1)
+    return np.where(positions >= 0, shifted, 0)
 
 
 class KerasOnTensorFlow(KerasOnJax):
-    """The same on TensorFlow."""
+    """The tutorial's Keras model on TensorFlow."""
 
     backend = "tensorflow"

@@ -1,4 +1,4 @@
-"""Ours, by each backend."""
+"""This package's model and training step, one implementation per backend."""
 
 import functools
 from collections.abc import Sequence
@@ -25,82 +25,83 @@ from bilstm_attn.types import Batch, Params
 
 
 class Ours(Peer):
-    """This package, over as many CPU devices as share the batch in training."""
+    """This package on the devices that it would train on: every accelerator, or CPU devices."""
 
     backend: ClassVar[Backend]
-    rows_at_once: ClassVar[int] = 1024  # of a device; more make microbatches
+    microbatch_rows: ClassVar[int] = 1024  # per device; more rows are cut into microbatches
 
     def __init__(self, params: Params, setting: Setting):
         self._mesh = make_mesh(setting.rows, setting.devices)
-        self._alone = make_mesh(1, 1)
-        made_for = DEVICES.get(self.backend)
-        if made_for and jax.default_backend() not in made_for:
-            raise Unmeasured(f"it is for {' or '.join(made_for)}")
+        self._single_mesh = make_mesh(1, 1)
+        devices = DEVICES.get(self.backend)
+        if devices and jax.default_backend() not in devices:
+            raise Unmeasured(f"it runs on {' or '.join(devices)} only")
         if reason := refusal(self.backend, setting.config):
             raise Unmeasured(reason)
         if self.backend == "native":
             prepare_native()
         model = Model(setting.config, VOCABULARY, self.backend)
         optimizer = make_optimizer(OptimConfig(), steps=100)
-        self._step = functools.cache(
+        self._step_for = functools.cache(
             functools.partial(make_train_step, model, CrossEntropy(), optimizer, self._mesh)
         )
-        self._logits = {mesh: make_logits_step(model, mesh) for mesh in (self._mesh, self._alone)}
+        meshes = (self._mesh, self._single_mesh)
+        self._logits = {mesh: make_logits_step(model, mesh) for mesh in meshes}
         state = TrainState(
             jnp.int32(0), params, optimizer.init(params), CrossEntropy().zero_terms()
         )
         self._state = replicate(jax.tree.map(jnp.array, state), self._mesh)
-        self._layers = self._make_layers(setting.config)
-        self.fill(params)
+        self._encoder_gradient = self._make_encoder_gradient(setting.config)
+        self.set_params(params)
 
-    def fill(self, params: Params) -> None:
-        """Positions them on the devices."""
-        self._params = {mesh: replicate(params, mesh) for mesh in (self._mesh, self._alone)}
+    def set_params(self, params: Params) -> None:
+        """Copies the parameters to the devices."""
+        self._params = {mesh: replicate(params, mesh) for mesh in (self._mesh, self._single_mesh)}
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Returns the logits."""
-        mesh = self._alone if len(batch.length) == 1 else self._mesh
+        """Returns the logits `[b]`; a single text runs on one device."""
+        mesh = self._single_mesh if len(batch.length) == 1 else self._mesh
         return np.asarray(self._logits[mesh](self._params[mesh], shard_rows(batch, mesh)))
 
-    def train(self, batch: Batch) -> None:
-        """Takes a step."""
-        self._begin_step((batch,))
+    def train_step(self, batch: Batch) -> None:
+        """Takes one step."""
+        self._dispatch_step((batch,))
         jax.block_until_ready(self._state)
 
-    def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
-        """Takes a step on each batch, in its groups, and waits once, as `scripts/train.py` does."""
+    def train_epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
+        """Takes one step per batch, in length groups, and blocks once, as in scripts/train.py."""
         for groups in batches:
-            self._begin_step(groups)
+            self._dispatch_step(groups)
         jax.block_until_ready(self._state)
 
-    def _begin_step(self, groups: tuple[Batch, ...]) -> None:
-        placed = shard_rows(groups, self._mesh)
-        rows_of_device = min(len(group.length) for group in groups) // self._mesh.size
-        most = max(1, rows_of_device // self.rows_at_once)
-        step = self._step(max(n for n in range(1, most + 1) if rows_of_device % n == 0))
-        self._state, _ = step(self._state, placed, jax.random.key(0))
+    def _dispatch_step(self, groups: tuple[Batch, ...]) -> None:
+        rows_per_device = min(len(group.length) for group in groups) // self._mesh.size
+        limit = max(1, rows_per_device // self.microbatch_rows)
+        microbatches = max(n for n in range(1, limit + 1) if rows_per_device % n == 0)
+        step = self._step_for(microbatches)
+        self._state, _ = step(self._state, shard_rows(groups, self._mesh), jax.random.key(0))
 
-    def layers(self, batch: Batch) -> None:
-        """Differentiates a sum over the states, in the layers' parameters and inputs."""
+    def encoder_gradient(self, batch: Batch) -> None:
+        """Computes the gradient of the sum of all states in the layers' parameters and inputs."""
         keys = jax.random.split(jax.random.key(0), len(batch.length))
-        given = shard_rows((batch, keys), self._mesh)
-        jax.block_until_ready(self._layers(self._params[self._mesh], *given))
+        inputs = shard_rows((batch, keys), self._mesh)
+        jax.block_until_ready(self._encoder_gradient(self._params[self._mesh], *inputs))
 
-    def _make_layers(self, config: ModelConfig) -> Any:
+    def _make_encoder_gradient(self, config: ModelConfig) -> Any:
         graph, _ = nnx.split(Recurrent(config, self.backend, rngs=nnx.Rngs(0)))
 
-        def of_rows(params: Params, batch: Batch, keys: Any) -> Any:
-            def total(encoder: Params, inputs: Any) -> Any:
+        def gradient(params: Params, batch: Batch, keys: Any) -> Any:
+            def sum_of_states(encoder: Params, inputs: Any) -> Any:
                 states, last = nnx.merge(graph, encoder)(inputs, batch.length, keys)
                 return states.sum() + last.sum()
 
             inputs = params["embedding"][batch.tokens.T]
-            of_params, of_inputs = jax.grad(total, (0, 1))(params["encoder"], inputs)
-            return lax.psum(of_params, AXIS), of_inputs
+            d_params, d_inputs = jax.grad(sum_of_states, (0, 1))(params["encoder"], inputs)
+            return lax.psum(d_params, AXIS), d_inputs
 
         return jax.jit(
             jax.shard_map(
-                of_rows,
+                gradient,
                 mesh=self._mesh,
                 in_specs=(REPLICATED, SHARDED, SHARDED),
                 out_specs=(REPLICATED, PartitionSpec(None, AXIS)),
@@ -110,25 +111,25 @@ class Ours(Peer):
 
 
 class Native(Ours):
-    """The compiled kernel, on as many rows at once as a tile of it has."""
+    """The C++ kernel, in microbatches of as many rows as one of its tiles."""
 
     backend = "native"
-    rows_at_once = 32
+    microbatch_rows = 32
 
 
 class Scan(Ours):
-    """The scan with a derivative of its own."""
+    """`lax.scan` with a hand-written backward pass."""
 
     backend = "scan"
 
 
 class Pallas(Ours):
-    """The kernel for GPUs and TPUs."""
+    """The Pallas kernel for GPUs and TPUs."""
 
     backend = "pallas"
 
 
 class Plain(Ours):
-    """The scan with JAX's derivative."""
+    """`lax.scan` with JAX's automatic differentiation."""
 
     backend = "plain"

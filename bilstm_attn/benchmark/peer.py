@@ -1,9 +1,10 @@
-"""What the benchmark asks of an implementation of the tutorial's model."""
+"""The interface of a benchmarked implementation of the tutorial's model."""
 
 import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bilstm_attn.config import ModelConfig
@@ -13,56 +14,56 @@ VOCABULARY = 10_000
 
 
 class Unmeasured(Exception):
-    """An implementation cannot run in this setting; says why."""
+    """An implementation cannot run with this setting; the message gives the reason."""
 
 
 class Setting(NamedTuple):
-    """What else an implementation is made for."""
+    """The model's sizes and the hardware of one measurement."""
 
     config: ModelConfig
-    rows: int  # divides the rows of every batch
-    devices: int | None = None  # devices or threads; None is all
+    rows: int  # a common divisor of the number of rows of every batch
+    devices: int | None = None  # number of devices or threads; None is all
     on_gpu: bool = False
 
 
 class Peer(abc.ABC):
-    """The model with given parameters. Public methods return when their work is done.
+    """An implementation with its own parameters. Every method blocks until its result is ready.
 
-    The constructor may raise `Unmeasured`, or `ImportError` where its library is not installed.
+    The constructor raises `Unmeasured` if the implementation cannot run with the setting, and
+    `ImportError` if its library is not installed.
     """
 
     @abc.abstractmethod
     def __init__(self, params: Params, setting: Setting):
-        """Takes parameters in the shape of `Model.init`'s."""
+        """Builds the model with `params`, a tree like that of `Model.init`."""
 
     @abc.abstractmethod
-    def fill(self, params: Params) -> None:
-        """Sets the parameters of `logits`."""
+    def set_params(self, params: Params) -> None:
+        """Sets the parameters that `logits` uses."""
 
     @abc.abstractmethod
     def logits(self, batch: Batch) -> np.ndarray:
-        """Returns the logit of each review `[b]`, without dropout."""
+        """Returns the logit of each example `[b]`, without dropout."""
 
     @abc.abstractmethod
-    def train(self, batch: Batch) -> None:
-        """Takes a step of Adam with dropout."""
+    def train_step(self, batch: Batch) -> None:
+        """Takes one step of Adam, with dropout."""
 
-    def epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
-        """Takes a step on each batch of an epoch, as its users would; here padded as a whole."""
+    def train_epoch(self, batches: Sequence[tuple[Batch, ...]]) -> None:
+        """Takes one step per batch, given as its length groups; here padded to one length."""
         for groups in batches:
-            self.train(join(groups))
+            self.train_step(join_groups(groups))
 
-    def layers(self, batch: Batch) -> None:
-        """Runs the recurrent layers alone, with dropout, forward and backward."""
-        raise Unmeasured("its layers are not timed by themselves")
+    def encoder_gradient(self, batch: Batch) -> None:
+        """Runs only the recurrent layers, with dropout, forward and backward."""
+        raise Unmeasured("its recurrent layers are not timed separately")
 
 
-def join(groups: Sequence[Batch]) -> Batch:
-    """Returns one batch of the groups' rows, padded to the longest."""
+def join_groups(groups: Sequence[Batch]) -> Batch:
+    """Returns one batch of the rows of all groups, padded to the longest."""
     steps = max(group.tokens.shape[1] for group in groups)
-    parts: Any = [
+    padded: Any = [
         group._replace(tokens=np.pad(group.tokens, ((0, 0), (0, steps - group.tokens.shape[1]))))
         for group in groups
     ]
-    on_host: Any = [np.concatenate(field) for field in zip(*parts, strict=True)]
-    return Batch(*on_host)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *padded)

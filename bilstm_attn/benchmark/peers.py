@@ -1,4 +1,4 @@
-"""All implementations of the tutorial's model. Another is one class and one line here."""
+"""The table of benchmarked implementations. A new one is one class and one line in `PEERS`."""
 
 from bilstm_attn.benchmark.cudnn_peer import CudnnInJax
 from bilstm_attn.benchmark.flax_peer import Flax

@@ -1,128 +1,82 @@
-"""A process that runs one implementation: commands on standard input, a JSON line back for each."""
+"""The worker process of one implementation: reads commands, writes one JSON line for each."""
 
+import dataclasses
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from bilstm_attn.benchmark.peer import VOCABULARY, Peer, Setting, Unmeasured
+from bilstm_attn.benchmark.peer import Peer, Setting, Unmeasured
 from bilstm_attn.benchmark.peers import PEERS
+from bilstm_attn.benchmark.workload import Workload, load_workload, make_params
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.errors import UserError
-from bilstm_attn.nn.model import Model
-from bilstm_attn.types import Batch, Params
 
-FIELDS = ("tokens", "length", "label", "weight")  # of a batch
-
-
-class Work(NamedTuple):
-    """What all implementations are given."""
-
-    batch: Batch  # for a training step, and for inference
-    one: Batch  # a single review, without padding
-    epoch: list[tuple[Batch, ...]]  # some batches of an epoch, each in its groups
-
-    @property
-    def rows(self) -> int:
-        """What divides every batch's rows."""
-        groups = [group for groups in self.epoch for group in groups]
-        return int(np.gcd.reduce([len(part.length) for part in (self.batch, *groups)]))
-
-
-def save_work(file: Path, work: Work) -> None:
-    """Writes `work` so that `load_work` reads it back."""
-    parts = {"batch": work.batch, "one": work.one} | {
-        f"epoch {step} {group}": part
-        for step, groups in enumerate(work.epoch)
-        for group, part in enumerate(groups)
-    }
-    arrays: dict[str, Any] = {
-        f"{name}.{field}": np.asarray(array)
-        for name, part in parts.items()
-        for field, array in zip(FIELDS, part, strict=False)
-    }
-    np.savez(file, **arrays)
-
-
-def load_work(file: Path) -> Work:
-    """Returns what `save_work` wrote."""
-    with np.load(file) as arrays:
-        names = dict.fromkeys(name.split(".")[0] for name in arrays)
-        parts = {
-            name: Batch(**{field: arrays[f"{name}.{field}"] for field in FIELDS}) for name in names
-        }
-    steps: dict[str, list[Batch]] = {}
-    for name, part in parts.items():
-        if name.startswith("epoch"):
-            steps.setdefault(name.split()[1], []).append(part)
-    return Work(parts["batch"], parts["one"], [tuple(groups) for groups in steps.values()])
-
-
-def make_params(config: ModelConfig) -> Params:
-    """Returns the parameters that all implementations get: logits of size 1 come of them.
-
-    By NumPy, since what first runs in jax settles how many devices a CPU is.
-    """
-    model, noise = Model(config, VOCABULARY), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    return jax.tree.map(lambda leaf: noise.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
-
-
-COMMANDS: dict[str, Callable[[Peer, Work], Any]] = {
-    "first step": lambda peer, work: peer.train(work.batch),
-    "train": lambda peer, work: peer.train(work.batch),
-    "logits": lambda peer, work: peer.logits(work.batch),
-    "one": lambda peer, work: peer.logits(work.one),
-    "epoch": lambda peer, work: peer.epoch(work.epoch),
-    "layers": lambda peer, work: peer.layers(work.batch),
+COMMANDS: dict[str, Callable[[Peer, Workload], Any]] = {
+    "first step": lambda peer, workload: peer.train_step(workload.batch),
+    "train": lambda peer, workload: peer.train_step(workload.batch),
+    "logits": lambda peer, workload: peer.logits(workload.batch),
+    "single": lambda peer, workload: peer.logits(workload.single),
+    "epoch": lambda peer, workload: peer.train_epoch(workload.epoch),
+    "layers": lambda peer, workload: peer.encoder_gradient(workload.batch),
 }
 
 
-def answer(command: str, peer: Peer, work: Work) -> dict[str, Any]:
-    """Runs a command; returns seconds, page faults, peak memory, and the logits if any.
+def setting_to_json(setting: Setting) -> str:
+    """Returns a setting as JSON, for the command line of a worker."""
+    return json.dumps(setting._asdict() | {"config": dataclasses.asdict(setting.config)})
 
-    All but the first step and an epoch run once before, so that they are timed as in a loop: what
-    memory a process gave back, it gets again the faster the less has happened since.
+
+def setting_from_json(text: str) -> Setting:
+    """Returns the setting that `setting_to_json` wrote."""
+    fields = json.loads(text)
+    return Setting(**fields | {"config": ModelConfig(**fields["config"])})
+
+
+def run_command(command: str, peer: Peer, workload: Workload) -> dict[str, Any]:
+    """Runs a command; returns seconds, page faults, peak memory in MiB, and the logits if any.
+
+    Each call except the first step and the epoch is preceded by an untimed one, so that it finds
+    warm memory as it would in a loop.
     """
     try:
         if command not in ("first step", "epoch"):
-            COMMANDS[command](peer, work)
+            COMMANDS[command](peer, workload)
     except Unmeasured as error:
         return {"missing": str(error)}
-    before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    result = COMMANDS[command](peer, work)
-    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    logits = COMMANDS[command](peer, workload)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": seconds,
         "faults": float(after.ru_minflt - before.ru_minflt),
         "peak_mib": after.ru_maxrss / 1024,
-        "logits": None if result is None else [float(value) for value in result],
+        "logits": None if logits is None else [float(value) for value in logits],
     }
 
 
-def main(name: str, file: str, setting: str) -> None:
-    """Makes the implementation, then answers a line for each line read.
+def main(name: str, path: str, setting_json: str) -> None:
+    """Builds the implementation `name`, then runs each command on standard input.
 
-    `setting` is JSON: fields of the model's config, and `devices` and `on_gpu`.
+    Args:
+      name: a name in `PEERS`.
+      path: the file of the workload.
+      setting_json: the setting, as JSON.
     """
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    sizes = json.loads(setting)
-    devices, on_gpu = sizes.pop("devices"), sizes.pop("on_gpu")
-    work, config = load_work(Path(file)), ModelConfig(**sizes)
-    params = make_params(config)
-    jax.config.update(
-        "jax_default_matmul_precision", config.matmul_precision
-    )  # of the others in JAX
+    out, sys.stdout = sys.stdout, sys.stderr  # libraries print to standard output
+    setting, workload = setting_from_json(setting_json), load_workload(Path(path))
+    params = make_params(setting.config)
+    # Our own layers set their precision themselves; this is for the other implementations in JAX.
+    jax.config.update("jax_default_matmul_precision", setting.config.matmul_precision)
     try:
-        if on_gpu and (devices or 1) > 1 and not name.startswith("ours"):
+        if setting.on_gpu and (setting.devices or 1) > 1 and not name.startswith("ours"):
             raise Unmeasured("it runs on one GPU")
-        peer = PEERS[name](params, Setting(config, work.rows, devices, on_gpu))
+        peer = PEERS[name](params, setting)
     except (ImportError, Unmeasured, UserError) as error:
         print(json.dumps({"missing": str(error)}), file=out, flush=True)
         return
@@ -130,8 +84,8 @@ def main(name: str, file: str, setting: str) -> None:
     for line in sys.stdin:
         command = line.strip()
         if command == "logits":
-            peer.fill(params)  # training has moved some implementations' own
-        print(json.dumps(answer(command, peer, work)), file=out, flush=True)
+            peer.set_params(params)  # training steps changed the parameters of some peers
+        print(json.dumps(run_command(command, peer, workload)), file=out, flush=True)
 
 
 if __name__ == "__main__":
