@@ -1,1 +1,1 @@
-"""The model: modules with the equations, and the kernels behind them."""
+"""The model: NNX modules with the equations, and compiled kernels."""

@@ -1,4 +1,4 @@
-"""Attention over the states: scores, then weights.
+"""Attention over the states: a score per state, then a softmax.
 
 A new attention is one class and one line in `ATTENTIONS`.
 """
@@ -16,13 +16,13 @@ from bilstm_attn.types import Mask, Query, Scores, States, Weights
 def masked_softmax(scores: Scores, mask: Mask) -> Weights:
     """Returns `exp(scores) / sum(exp(scores))` over time where `mask`, and 0 elsewhere.
 
-    An example without tokens gets weights of 0, not NaN. float32 throughout.
+    An example without tokens has weights of 0, not NaN. Computed in float32.
     """
     scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
     top = lax.stop_gradient(scores.max(axis=0, keepdims=True))
     powers = jnp.where(mask, jnp.exp(scores - top), 0)
-    total = powers.sum(axis=0, keepdims=True)  # at least 1, except without tokens
-    # Not maximum(total, 1): its derivative is halved where the total is exactly 1.
+    total = powers.sum(axis=0, keepdims=True)  # at least 1 with tokens, 0 without
+    # maximum(total, 1) would halve the derivative where the total is exactly 1.
     return powers / jnp.where(total > 0, total, 1.0)
 
 
@@ -42,8 +42,8 @@ class Additive(Attention):
     """`score[t] = v . tanh(states[t] W_1 + query W_2 + b)`.
 
     Bahdanau et al., 2015, arXiv:1409.0473, appendix A.1.2.
-    Deviation: one bias b, as the tutorial's dense layers have; a bias on the score itself
-    would cancel in the softmax.
+    Deviation: a bias b, as in the tutorial's dense layers. A bias added to the score would cancel
+    in the softmax.
     """
 
     def __init__(self, states_size: int, attention_size: int, *, rngs: nnx.Rngs):
@@ -61,7 +61,7 @@ class Additive(Attention):
 
 
 class AdditiveKeys(Attention):
-    """`score[t] = v . tanh(states[t] W + b)`: scores from the states only, without a query.
+    """`score[t] = v . tanh(states[t] W + b)`: depends on the states only, not on a query.
 
     Yang et al., 2016, "Hierarchical attention networks", eq. 5-6.
     """
@@ -93,7 +93,7 @@ class Dot(Attention):
 
 
 class Uniform(Attention):
-    """`score[t] = 0`: every token has the same weight. The baseline for any attention."""
+    """`score[t] = 0`: every token has the same weight. The baseline for every other attention."""
 
     def __init__(self, states_size: int, attention_size: int, *, rngs: nnx.Rngs):
         del states_size, attention_size, rngs

@@ -1,4 +1,4 @@
-"""Backends of the recurrence: which one can run a model on this machine, and the self-test.
+"""Backends of the recurrence: which of them runs a model on this machine, and a self-test.
 
 `scan` and `plain` run every cell on every device. `native` (C++, CPU) and `pallas` (GPU, TPU) are
 fused kernels for the LSTM.
@@ -23,30 +23,30 @@ from bilstm_attn.nn.kernels.native import UnavailableError
 from bilstm_attn.registry import look_up
 from bilstm_attn.types import Inputs, Params, Query, States
 
-# Cells with a fused kernel; exact class match, so a subclass falls back to the scan.
+# Cells with a fused kernel. Subclasses are not included: they fall back to the scan.
 FUSED_CELLS = (LSTM,)
 
-DEVICES = {"native": ("cpu",), "pallas": ("gpu", "tpu")}  # the others run on every device
+DEVICES = {"native": ("cpu",), "pallas": ("gpu", "tpu")}  # other backends: every device
 
 
 def refusal(backend: Backend, config: ModelConfig) -> str | None:
-    """Returns why `backend` cannot run this model, or None."""
+    """Returns the reason why `backend` cannot run this model, or None if it can."""
     if backend in ("scan", "plain"):
         return None
     if look_up("cell", CELLS, config.cell) not in FUSED_CELLS:
-        return f"it runs no cell {config.cell!r}"
+        return f"it does not support cell {config.cell!r}"
     if config.remat:
-        return "it has no rematerialisation (model.remat)"
+        return "it does not support model.remat"
     precision = config.matmul_precision
     if backend == "native":
-        return None if precision == "float32" else f"it has no matmuls in {precision}"
-    from bilstm_attn.nn.kernels import pallas  # here: it is slow to import, and rarely used
+        return None if precision == "float32" else f"it does not support matmuls in {precision}"
+    from bilstm_attn.nn.kernels import pallas  # slow to import and rarely used
 
     most = pallas.most_hidden(pallas.here(precision))
     if most == 0:
-        return f"it has no matmuls in {precision}"
+        return f"it does not support matmuls in {precision}"
     if config.hidden_size > most:
-        return f"it holds at most {most} hidden units with matmuls in {precision}"
+        return f"it supports at most {most} hidden units with matmuls in {precision}"
     return None
 
 
@@ -57,23 +57,23 @@ def require_supported(backend: Backend, config: ModelConfig) -> None:
 
 
 def choose_backend(wanted: BackendChoice, config: Config, notify: Callable[[str], None]) -> Backend:
-    """Returns the backend to use; `auto` is `native` where it can be built, else `scan`.
+    """Returns the backend to use; `auto` selects `native` if it can be built, else `scan`.
 
-    On a GPU or TPU `auto` is `scan` too, since `pallas` is unproven there.
+    On a GPU or TPU `auto` selects `scan`, because `pallas` has never run on one.
 
     Args:
       wanted: the user's choice.
-      config: the run's config; its model must be one that the backend supports.
-      notify: called with a line about the build, or about the fallback to `scan`.
+      config: the run's config.
+      notify: called with one line when `native` is built or `auto` falls back to `scan`.
 
     Raises:
-      UserError: a kernel was chosen by name and cannot run here; says why.
+      UserError: a backend chosen by name cannot run the model on this machine.
     """
     device = jax.default_backend()
     kernel: Backend = "native" if wanted == "auto" else wanted
     devices = DEVICES.get(kernel, (device,))
     if device not in devices:
-        reason = f"it is for {' or '.join(devices)}, not {device}"
+        reason = f"it needs a {' or '.join(devices)}, got a {device}"
     elif (reason := refusal(kernel, config.model)) is None:
         try:
             if kernel == "native":
@@ -82,28 +82,28 @@ def choose_backend(wanted: BackendChoice, config: Config, notify: Callable[[str]
         except UnavailableError as error:
             reason = str(error)
             if wanted == "auto":
-                notify(f"no native kernel ({reason}); using the scan")
+                notify(f"backend native is not available ({reason}); using backend scan")
     if wanted != "auto":
-        raise UserError(f"no {kernel} kernel ({reason}); or give --backend scan")
+        raise UserError(f"backend {kernel} is not available ({reason}); or give --backend scan")
     return "scan"
 
 
 def prepare_native(notify: Callable[[str], None] = lambda line: None) -> None:
-    """Prepares the backend `native`: builds it if needed, and tests it once against the scan.
+    """Builds the backend `native` if needed, and compares it once with the scan.
 
-    `notify` is called with a line before the build.
+    `notify` is called with one line before the build.
 
     Raises:
-      UnavailableError: it cannot be built, or its results are wrong; says why.
+      UnavailableError: the kernel cannot be built, or its results are wrong.
     """
     files = [Path(module.__file__ or "") for module in (cells, recurrence, encoder)]
     native.prepare(_native_matches_scan, [*files, Path(__file__)], notify)
 
 
 def _native_matches_scan() -> bool:
-    """Self-test: does the kernel match the scan in outputs, re-encoded outputs and gradients?
+    """Returns whether the kernel matches the scan in outputs, re-encoded outputs and gradients.
 
-    Sizes are chosen to exercise a partial tile, odd widths and more than one accumulation block.
+    The sizes exercise a partial tile, odd widths and more than one accumulation block.
     """
     steps, rows, inputs_size = 13, 35, 7
     config = ModelConfig(hidden_size=19)
@@ -129,6 +129,6 @@ def _native_matches_scan() -> bool:
         )
         return [np.asarray(leaf) for leaf in jax.tree.leaves(results)]
 
-    # float32 rounding: the kernel's gradients are sums of some hundred terms of size 1.
+    # float32 rounding: gradients are sums of about a hundred terms of order 1.
     pairs = zip(run("native"), run("scan"), strict=True)
     return all(np.allclose(ours, scan, atol=2e-5, rtol=1e-4) for ours, scan in pairs)

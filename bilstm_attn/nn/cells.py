@@ -21,12 +21,12 @@ StepNoise = Any  # a tree of arrays `[b ...]`: the noise of one time step, or No
 
 
 class CellParams(NamedTuple):
-    """The parameters of a cell, by the function that takes them."""
+    """The parameters of a cell, grouped by the function that uses them."""
 
     linear: Tree
-    """For `Cell.linear`: the matrices and their biases."""
+    """Parameters of `Cell.linear`: matrices and biases."""
     gate: Tree = ()
-    """For `Cell.gate`: parameters of its elementwise arithmetic, such as peephole weights."""
+    """Parameters of `Cell.gate`: elementwise factors, such as peephole connections."""
 
 
 class Cell(nnx.Module):
@@ -36,9 +36,9 @@ class Cell(nnx.Module):
         carry' = gate(params.gate, gates, carry, noise)
 
     The constructor takes `inputs_size`, `hidden_size` and `rngs`. The time loop differentiates
-    `linear` and `gate` separately and stores the gates between them, so the matmuls of a step
-    belong in `linear` and its elementwise arithmetic in `gate`. Both are static: they read nothing
-    but their arguments, and so are compiled once for both directions.
+    `linear` and `gate` separately and stores the gates between them. Matmuls therefore belong in
+    `linear` and elementwise operations in `gate`. Both are static methods that depend only on their
+    arguments, so that one compilation serves both directions.
     """
 
     hidden_size: int
@@ -54,8 +54,8 @@ class Cell(nnx.Module):
     def noise(self, keys: Keys, steps: int) -> StepNoise:
         """Returns noise for every time step, a tree of arrays `[t b ...]`, or None for no noise.
 
-        `keys` has one key per example. `gate` receives the noise of its time step: zoneout, for
-        example, draws here which units keep their old values.
+        `keys` holds one key per example. `gate` receives the noise of its time step. Zoneout, for
+        example, samples here the units that keep their previous values.
         """
         del keys, steps
 

@@ -1,7 +1,7 @@
 """Dropout masks from one key per example.
 
-The noise of an example depends only on its key: not on the other rows of the batch, nor on the
-number of devices that share the batch.
+The mask of an example depends only on the key of that example, not on the other rows of the batch
+or on the number of devices.
 """
 
 import jax
@@ -13,12 +13,12 @@ from bilstm_attn.types import Keys, Tokens
 
 
 def stream_keys(keys: Keys, name: str) -> Keys:
-    """Returns every example's key of the stream called `name`."""
+    """Returns one key per example, for the random stream called `name`."""
     return jax.vmap(lambda key: stream(key, name))(keys)
 
 
 def dropout_mask(keys: Keys, name: str, rate: float, size: int) -> Float[Array, "b size"]:
-    """Returns `bernoulli(1 - rate) / (1 - rate)`, which leaves the mean unchanged.
+    """Returns `bernoulli(1 - rate) / (1 - rate)`, which preserves the mean, `[b size]`.
 
     Srivastava et al., 2014, JMLR 15, section 10 ("inverted" dropout).
     """
@@ -31,7 +31,7 @@ def dropout_mask(keys: Keys, name: str, rate: float, size: int) -> Float[Array, 
 
 
 def word_mask(keys: Keys, name: str, rate: float, tokens: Tokens) -> Float[Array, "b t"]:
-    """Returns a mask that drops words: an example loses all occurrences of a word, or none.
+    """Returns a mask `[b t]` that drops either all occurrences of a word in an example or none.
 
     Gal and Ghahramani, 2016, arXiv:1512.05287, section 4.2.
     """

@@ -22,7 +22,7 @@ from bilstm_attn.types import Inputs, Keys, Lengths, Positions, Query, States
 
 
 class Bidirectional(nnx.Module):
-    """One layer: `states[t] = [forward[t], backward[t]]`, `last` the last states of both scans.
+    """One layer: `states[t] = [forward[t], backward[t]]`, and the last states of both scans.
 
     Schuster and Paliwal, 1997. Each direction has its own parameters and dropout mask.
     """
@@ -37,7 +37,7 @@ class Bidirectional(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.backend: Backend = backend
-        self.name = name  # of the layer's streams of random numbers
+        self.name = name  # prefix of the names of the layer's random streams
         self.inputs_size = inputs_size
         self.input_dropout = config.input_dropout
         self.options = LoopOptions(config.matmul_precision, config.remat)
@@ -57,7 +57,7 @@ class Bidirectional(nnx.Module):
         self.backward = cell()
 
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
-        """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""
+        """Returns all states `[t b d]`, zero at padding, and the last states `[b d]`."""
         return run_bidirectional(
             self.forward,
             self.backward,
@@ -72,7 +72,7 @@ class Bidirectional(nnx.Module):
         )
 
     def _noise(self, direction: str, cell: Cell, keys: Keys | None, steps: int) -> Noise:
-        """Returns the noise of one direction; without keys there is none."""
+        """Returns the noise of one direction, or no noise without keys."""
         if keys is None:
             return Noise()
         name, mask = f"{self.name}.{direction}", None
@@ -81,7 +81,7 @@ class Bidirectional(nnx.Module):
         return Noise(mask, cell.noise(stream_keys(keys, f"{name}.cell"), steps))
 
     def make_reencoder(self, inputs: Inputs) -> Reencoder:
-        """Returns `f(positions, lengths)`, which encodes a selection of the tokens, no dropout."""
+        """Returns `f(positions, lengths)`, which encodes the selected tokens without dropout."""
         return make_bidirectional_reencoder(
             self.forward,
             self.backward,
@@ -92,25 +92,28 @@ class Bidirectional(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Word vectors to states. The constructor takes `config`, `backend` and `rngs`."""
+    """Encodes word vectors as states. The constructor takes `config`, `backend` and `rngs`."""
 
     @abc.abstractmethod
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
-        """Returns every state `[t b d]`, zero at padding, and the query of the attention `[b d]`.
+        """Returns all states `[t b d]`, zero at padding, and the attention's query `[b d]`.
 
-        `keys`, one per example, turn dropout on.
+        Args:
+          inputs: word vectors, `[t b e]`.
+          lengths: `[b]`, in tokens.
+          keys: one per example, for dropout; None for no dropout.
         """
 
     def make_reencoder(self, inputs: Inputs) -> Reencoder:
-        """Returns `f(positions, lengths)`, which encodes the tokens selected by `positions`.
+        """Returns `f(positions, lengths)`, which encodes the selected tokens without dropout.
 
-        There is no dropout. Subclasses may precompute per-token work here, outside `f`.
+        Subclasses may precompute per-token work here, outside `f`.
         """
         return lambda positions, lengths: self(gather(inputs, positions), lengths, None)
 
 
 class Recurrent(Encoder):
-    """A stack of bidirectional layers; each one reads the states of the layer below."""
+    """A stack of bidirectional layers; the inputs of each layer are the states of the one below."""
 
     def __init__(self, config: ModelConfig, backend: Backend, *, rngs: nnx.Rngs):
         sizes = [config.embedding_size] + [config.states_size] * (config.layers - 1)
@@ -122,7 +125,7 @@ class Recurrent(Encoder):
         )
 
     def __call__(self, inputs: Inputs, lengths: Lengths, keys: Keys | None) -> tuple[States, Query]:
-        """Returns the top layer's states `[t b d]` and its last ones `[b d]`."""
+        """Returns all states `[t b d]` and the last states `[b d]` of the top layer."""
         for layer in self.layers[:-1]:
             inputs, _ = layer(inputs, lengths, keys)
         return self.layers[-1](inputs, lengths, keys)
@@ -144,8 +147,8 @@ class Recurrent(Encoder):
 class TokenWise(Encoder):
     """`states[t] = tanh(inputs[t] W + b)`: each token separately, no recurrence, no dropout.
 
-    Wiegreffe and Pinter, 2019, arXiv:1908.04626, section 3.4: the perceptron that is guided by
-    another model's attention. The query is the mean state.
+    Wiegreffe and Pinter, 2019, arXiv:1908.04626, section 3.4: a perceptron guided by the attention
+    of another model. The query is the mean state.
     """
 
     def __init__(self, config: ModelConfig, backend: Backend, *, rngs: nnx.Rngs):

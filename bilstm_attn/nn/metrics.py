@@ -1,6 +1,6 @@
 """Metrics of a binary classifier, computed exactly in float64 from the logit of every example.
 
-`logits[n]` are of label 1, `labels[n]` are 1 or 0, and n is above 0.
+`logits[n]` are the logits of label 1, `labels[n]` are 0 or 1, and n is at least 1.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ CALIBRATION_BINS = 15
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns the probability of label 1, float64."""
+    """Returns the probability of label 1, `1 / (1 + exp(-logit))`, in float64."""
     return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
@@ -25,16 +25,17 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns `2 TP / (2 TP + FP + FN)` of label 1; 0 if the denominator is 0."""
+    """Returns `2 TP / (2 TP + FP + FN)` for label 1; 0 if the denominator is 0."""
     predicted, actual = logits > 0, labels == 1
     positives = predicted.sum() + actual.sum()
     return float(2 * (predicted & actual).sum() / positives) if positives else 0.0
 
 
 def roc_auc(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the probability that an example of label 1 scores above one of label 0, ties half.
+    """Returns the probability that an example of label 1 has a higher logit than one of label 0.
 
-    Hanley and McNeil, 1982: the Mann-Whitney statistic, from mean ranks. NaN if a label is absent.
+    Ties count one half. Hanley and McNeil, 1982: the Mann-Whitney statistic, from mean ranks. NaN
+    if one label is absent.
     """
     _, index, count = np.unique(logits, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[index]
@@ -61,7 +62,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def measure_binary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns every metric by its name."""
+    """Returns all metrics by name; the loss is in nats."""
     return {
         "accuracy": accuracy(logits, labels),
         "loss": cross_entropy(logits, labels),

@@ -1,4 +1,4 @@
-"""The classifier: its equations as an NNX module, and the same as pure functions of parameters."""
+"""The classifier: an NNX module with the equations, and pure functions of its parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,16 +42,15 @@ R = TypeVar("R")
 
 
 class Classifier(nnx.Module):
-    """Tokens to logits: embedding, encoder, attention, pooling, head.
+    """Computes logits from tokens: embedding, encoder, attention, pooling, head.
 
         states, last = encoder(embedding[tokens])
         weights = attention(states, last)
         context = pooling(states, last, weights)
         logits  = task.logits(relu(context W_1 + b_1) W_2 + b_2)
 
-    Without a dense layer the head is `context W_2 + b_2`. The module is stateless: nothing in it
-    changes after construction. `keys`, one per example, turn dropout on; without them results are
-    deterministic.
+    Without a dense layer the head is `context W_2 + b_2`. The module is stateless: no method
+    changes it. `keys`, one per example, turn dropout on; without keys, results are deterministic.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Classifier(nnx.Module):
         table = jax.random.uniform(
             rngs.params(), (vocabulary_size, config.embedding_size), minval=-0.05, maxval=0.05
         )
-        self.embedding = nnx.Param(table)  # initial values as in Keras, here and below
+        self.embedding = nnx.Param(table)  # all initial values are those of Keras
         self.encoder: Encoder = make(
             "encoder",
             ENCODERS,
@@ -120,9 +119,9 @@ class Classifier(nnx.Module):
     def encode(
         self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None
     ) -> tuple[States, Query]:
-        """Returns every state `[t b d]`, zero at padding, and the last ones `[b d]`."""
+        """Returns all states `[t b d]`, zero at padding, and the last states `[b d]`."""
         mask = length_mask(lengths, inputs.shape[0])
-        inputs = jnp.where(mask[..., None], inputs, 0)  # keeps padding out of every gradient
+        inputs = jnp.where(mask[..., None], inputs, 0)  # excludes padding from all gradients
         return self.encoder(inputs, lengths, keys)
 
     def attend(self, states: States, last: Query, lengths: Lengths) -> Weights:
@@ -131,12 +130,12 @@ class Classifier(nnx.Module):
             return self.attention(states, last, length_mask(lengths, states.shape[0]))
 
     def pool(self, states: States, last: Query, weights: Weights, lengths: Lengths) -> Context:
-        """Returns the context `[b d]` under any attention weights `[t b]`."""
+        """Returns the context `[b d]` for the given attention weights `[t b]`."""
         with matmul_precision_context("float32"):
             return self.pooling(states, last, weights, length_mask(lengths, states.shape[0]))
 
     def logits_from_context(self, context: Context, keys: Keys | None = None) -> Logits:
-        """Returns the logits `[b]` of the head."""
+        """Returns the logits `[b]` from the context `[b d]`."""
         with matmul_precision_context("float32"):
             units = jax.nn.relu(self.dense(context)) if self.has_dense else context
             if keys is not None and self.head_dropout > 0:
@@ -151,16 +150,16 @@ class Classifier(nnx.Module):
         lengths: Lengths,
         keys: Keys | None = None,
     ) -> Logits:
-        """Returns the logits `[b]` under any attention weights `[t b]`."""
+        """Returns the logits `[b]` for the given attention weights `[t b]`."""
         return self.logits_from_context(self.pool(states, last, weights, lengths), keys)
 
     def make_logits_given_weights(
         self, states: States, last: Query, lengths: Lengths
     ) -> Callable[[Weights], Logits]:
-        """Returns `f(weights)`, which is `logits_from_states` for many weights of these states.
+        """Returns `f(weights)`, which equals `logits_from_states` for these states.
 
-        With attention pooling the first layer of the head is applied to every state beforehand: a
-        linear layer of a weighted sum is the weighted sum of the layer.
+        With attention pooling, the first layer of the head is applied to every state beforehand,
+        since a linear layer commutes with a weighted sum. Many calls are then cheap.
         """
         if not isinstance(self.pooling, AttentionPooling):
             return lambda weights: self.logits_from_states(states, last, weights, lengths)
@@ -178,14 +177,14 @@ class Classifier(nnx.Module):
         return logits
 
     def classify(self, inputs: Inputs, lengths: Lengths, keys: Keys | None = None) -> Output:
-        """Returns everything computed from the word vectors `[t b e]`."""
+        """Returns all results of the forward pass from the word vectors `[t b e]`."""
         return self._output(*self.encode(inputs, lengths, keys), lengths, keys)
 
     def make_reencoder(self, tokens: Tokens) -> Callable[[Positions, Lengths], Output]:
-        """Returns `f(positions, lengths)`, the output for a selection of these tokens.
+        """Returns `f(positions, lengths)`, the output for a selection of tokens without dropout.
 
-        `positions[t, b]` is the index of the original token placed at t. There is no dropout.
-        Per-token work is done only once, before the first call.
+        `positions[t, b]` is the index of the original token placed at t. Work that depends on
+        single tokens is done only once, before the first call.
         """
         reencode = self.encoder.make_reencoder(self.embed(tokens))
         return lambda positions, lengths: self._output(*reencode(positions, lengths), lengths, None)
@@ -211,7 +210,7 @@ def _pure(
     def call(self: "Model", params: Params, *args: P.args, **kwargs: P.kwargs) -> R:
         return method(self.bind(params), *args, **kwargs)
 
-    del call.__wrapped__  # the signature is another one
+    del call.__wrapped__  # its signature differs: it takes no `params`
     return call
 
 
@@ -226,14 +225,14 @@ class Model:
     config: ModelConfig
     vocabulary_size: int
     backend: Backend = "scan"
-    """How the recurrence runs: see `recurrence.run_bidirectional`."""
+    """The backend of the recurrence: see `recurrence.run_bidirectional`."""
 
     def __post_init__(self):
         require_supported(self.backend, self.config)
 
     @cached_property
     def task(self) -> Task:
-        """What the logits mean."""
+        """The task: the labels that the logits predict, the loss and the metrics."""
         return make_task(self.config.task)
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -247,7 +246,7 @@ class Model:
     def __call__(
         self, params: Params, tokens: Tokens, lengths: Lengths, keys: Keys | None = None
     ) -> Output:
-        """Returns everything computed from the tokens `[b t]`; `keys` turn dropout on."""
+        """Returns all results of the forward pass from the tokens `[b t]`; `keys`: dropout."""
         classifier = self.bind(params)
         return classifier.classify(classifier.embed(tokens, keys), lengths, keys)
 
@@ -261,7 +260,7 @@ class Model:
 
     @cached_property
     def _graph(self) -> Any:
-        """The structure of the module, without arrays; built once."""
+        """The structure of the module without its arrays, built once."""
         return nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))[0]
 
     def _build(self, key: Key[Array, ""]) -> Classifier:

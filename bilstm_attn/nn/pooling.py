@@ -1,4 +1,4 @@
-"""Poolings: states to one vector. A new pooling is one class and one line in `POOLINGS`."""
+"""Poolings: one vector from all states. A new pooling is one class and one line in `POOLINGS`."""
 
 import abc
 from typing import ClassVar
@@ -10,10 +10,10 @@ from bilstm_attn.types import Context, Mask, Query, States, Weights
 
 
 class Pooling(nnx.Module):
-    """States to one vector. The constructor takes `states_size` and `rngs`."""
+    """Pools states into one vector. The constructor takes `states_size` and `rngs`."""
 
     uses_attention: ClassVar[bool] = False
-    """Whether the pooling uses `weights`; if not, the model has no attention parameters."""
+    """Whether the pooling uses `weights`; otherwise the model has no attention parameters."""
 
     def __init__(self, states_size: int, *, rngs: nnx.Rngs):
         del states_size, rngs
@@ -26,8 +26,8 @@ class Pooling(nnx.Module):
 def weighted_sum(weights: Weights, states: States) -> Context:
     """Returns `sum_t weights[t] states[t]`.
 
-    Not an einsum: on CPU XLA would transpose both operands, which costs a fifth of a training
-    step.
+    An einsum would be slower: on CPU, XLA transposes both operands, which takes a fifth of a
+    training step.
     """
     return (weights[..., None] * states).sum(axis=0)
 
@@ -53,7 +53,7 @@ class LastPooling(Pooling):
 
 
 class MeanPooling(Pooling):
-    """The mean of the states, without padding."""
+    """The mean of the states over the tokens, without padding."""
 
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
         """Returns the mean over time `[b d]`."""
@@ -62,7 +62,7 @@ class MeanPooling(Pooling):
 
 
 class MaxPooling(Pooling):
-    """The maximum of each unit over time, without padding. Collobert et al., 2011, eq. 6."""
+    """The maximum of each unit over the tokens, without padding. Collobert et al., 2011, eq. 6."""
 
     def __call__(self, states: States, last: Query, weights: Weights, mask: Mask) -> Context:
         """Returns the maximum over time `[b d]`."""

@@ -11,7 +11,7 @@ from bilstm_attn.config import MatmulPrecision
 
 Tree = TypeVar("Tree")
 
-# Values of jax.default_matmul_precision; the last one also applies to derivatives.
+# Values of jax.default_matmul_precision. BF16_BF16_F32 also applies to derivatives.
 PRECISIONS: dict[MatmulPrecision, str] = {
     "float32": "float32",
     "tensorfloat32": "tensorfloat32",
@@ -20,17 +20,17 @@ PRECISIONS: dict[MatmulPrecision, str] = {
 
 
 def matmul_precision_context(matmul_precision: MatmulPrecision) -> AbstractContextManager[None]:
-    """Context manager that sets the matmul precision on GPU and TPU.
+    """Returns a context manager that sets the matmul precision on GPU and TPU.
 
-    The default there is below float32. It has no effect on CPU, which computes in float32.
+    JAX's default on these devices is below float32. A CPU always computes in float32.
     """
     return jax.default_matmul_precision(PRECISIONS[matmul_precision])
 
 
 def round_operands(tree: Tree, matmul_precision: MatmulPrecision) -> Tree:
-    """Rounds every array of rank 2 or more to bfloat16; the identity for other precisions.
+    """Rounds arrays of rank 2 or more to bfloat16 if that is the precision, else returns `tree`.
 
-    A CPU does not round operands by itself. The gradient is straight-through.
+    The gradient is straight-through. Needed on CPU, whose matmuls do not round their operands.
     """
     if matmul_precision != "bfloat16":
         return tree

@@ -1,4 +1,4 @@
-"""The masked time loop: every recurrence runs behind the functions in this file."""
+"""The masked time loop, on every backend: the recurrence in one direction and in both."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -33,18 +33,18 @@ class LoopOptions(NamedTuple):
     """Numerical options of the time loop: matmul precision and rematerialisation."""
 
     matmul_precision: MatmulPrecision = "float32"
-    """The precision of a step's matmuls; the carry and everything else stay float32."""
+    """The precision of the matmuls of a step; the carry and everything else are float32."""
     remat: bool = False
     """Recompute a step's gates in the backward pass instead of storing them."""
 
 
 class Noise(NamedTuple):
-    """The noise of one direction, drawn before the loop; None stands for no noise."""
+    """The noise of one direction, sampled before the loop; None means no noise."""
 
     inputs: InputNoise | None = None
-    """`[b e]`: multiplies the inputs of all time steps."""
+    """`[b e]`, a factor of the inputs at every time step."""
     steps: StepNoise = None
-    """A tree of arrays `[t b ...]` from `Cell.noise`: `Cell.gate` receives its time step's part."""
+    """A tree of arrays `[t b ...]` from `Cell.noise`; `Cell.gate` receives one time step of it."""
 
 
 DEFAULT_OPTIONS, NO_NOISE = LoopOptions(), Noise()
@@ -70,8 +70,8 @@ def run_direction(
         carry[t] = step(carry[t - 1], noise * inputs[t])  where t < lengths, else carry[t - 1]
 
     `reverse` scans from the last index to the first. The padding then comes first and leaves the
-    initial carry unchanged, so the scan of each example starts at its last token. Nothing is
-    flipped.
+    initial carry unchanged, so that the scan of each example starts at its last token without
+    reversing any array.
 
     Args:
       cell: the time step and its initial carry.
@@ -79,13 +79,13 @@ def run_direction(
       lengths: `[b]`, in tokens, from 0 to t.
       reverse: scan from the last token to the first.
       noise: dropout noise of this direction.
-      backend: `scan` has a derivative of its own, without forward mode (`jax.jvp`, `jax.jacfwd`);
-        `plain` uses JAX's derivative, which is slower. Both have second derivatives.
-      options: the matmul precision, and what is stored for the derivative.
+      backend: `scan` has a custom derivative without forward mode (`jax.jvp`, `jax.jacfwd`);
+        `plain` uses JAX's derivative, which is slower. Both support second derivatives.
+      options: the matmul precision and rematerialisation.
 
     Returns:
-      The hidden state after every token, `[t b h]`, zero at padding; and the hidden state after the
-      last token of the scan, `[b h]`, zero for an empty example.
+      All hidden states, `[t b h]`, zero at padding; and the last hidden state of the scan, `[b h]`,
+      zero for an empty example.
     """
     steps, batch_size, _ = inputs.shape
     mask = length_mask(lengths, steps)
@@ -107,18 +107,18 @@ def run_bidirectional(
     backend: Backend = "scan",
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> tuple[States, Query]:
-    """Runs one cell in each direction, as `run_direction` does.
+    """Runs one cell in each direction, like `run_direction`.
 
     Args:
       forward: the cell of the forward direction.
       backward: the cell of the backward direction.
       inputs: `[t b e]`.
       lengths: `[b]`, in tokens.
-      noises: of the forward and of the backward direction.
-      backend: as in `run_direction`, or `native`, after `backend.prepare_native`: a compiled LSTM
-        layer on CPU that does no work at padding; or `pallas`: one kernel for all time steps on a
-        GPU or TPU, which a CPU runs in Pallas' slow interpreter. Neither has forward mode or second
-        derivatives.
+      noises: the noise of the forward and of the backward direction.
+      backend: as in `run_direction`; or `native`, a compiled LSTM layer for CPU that does no work
+        at padding (call `backend.prepare_native` first); or `pallas`, one kernel for all time steps
+        on GPU or TPU, which a CPU runs in Pallas' slow interpreter. `native` and `pallas` support
+        neither forward mode nor second derivatives.
       options: as in `run_direction`.
 
     Returns:
@@ -153,14 +153,14 @@ def _run_kernel(
     noises: tuple[Noise, Noise],
     options: LoopOptions,
 ) -> tuple[States, Query]:
-    """Runs both directions in one compiled kernel."""
+    """Runs both directions in one call of a compiled kernel."""
     kernels, biases = _stack_params(forward, backward)
     drawn = [noise.inputs for noise in noises if noise.inputs is not None]
     noise = jnp.stack(drawn) if drawn else jnp.zeros(0, jnp.float32)
     inputs, kernels, biases, noise = reverse_only(backend, (inputs, kernels, biases, noise))
     if backend == "native":
         return native.lstm(inputs, lengths, kernels, biases, noise)
-    from bilstm_attn.nn.kernels import pallas  # here: it is slow to import, and rarely used
+    from bilstm_attn.nn.kernels import pallas  # slow to import and rarely used
 
     kernel_options = pallas.here(options.matmul_precision)
     return pallas.lstm(inputs, lengths, kernels, biases, noise, kernel_options)
@@ -189,9 +189,10 @@ def make_bidirectional_reencoder(
     backend: Backend = "scan",
     options: LoopOptions = DEFAULT_OPTIONS,
 ) -> Reencoder:
-    """Returns a function that re-encodes subsets or reorderings of these tokens, without noise.
+    """Returns `f(positions, lengths)`, which encodes a selection of these tokens without noise.
 
-    With `native`, the inputs are projected only once, before the first call.
+    `positions[t, b]` is the index in `inputs` of the token placed at t. With `native`, the inputs
+    are projected only once, before the first call.
     """
     if backend != "native":
         return lambda positions, lengths: run_bidirectional(
@@ -213,30 +214,30 @@ class _Loop(NamedTuple):
     options: LoopOptions
 
     def linear(self, params: Tree, inputs: InputsAtTime, hidden: Hidden) -> Gates:
-        """Returns the cell's gates, with matmuls in `options.matmul_precision`."""
+        """Returns the cell's gates, computed in `options.matmul_precision`."""
         precision = self.options.matmul_precision
         with matmul_precision_context(precision):
             return self.cell.linear(*round_operands((params, inputs, hidden), precision))
 
 
-Saved = tuple[Carry, Gates | None]  # for every time step: the carry before it, and its gates
+Saved = tuple[Carry, Gates | None]  # at every time step: the carry before the step, the gates
 Residuals = tuple[CellParams, Carry, Inputs, Noise, Mask, Saved]
 
 
 def _masked(inputs: InputsAtTime, noise: InputNoise | None, valid: Valid) -> InputsAtTime:
-    """Returns the noisy inputs of one time step, zero at padding whatever its values."""
+    """Returns the inputs of one time step times the noise, exactly zero at padding."""
     return jnp.where(valid[:, None], inputs if noise is None else inputs * noise, 0)
 
 
 def _where(valid: Valid, at_tokens: Carry, at_padding: Carry) -> Carry:
-    """Returns the rows of `at_tokens` where `valid`, else those of `at_padding`."""
+    """Returns the rows of `at_tokens` where `valid`, and the rows of `at_padding` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(valid[:, None], a, b), at_tokens, at_padding)
 
 
 def _scan_forward(
     loop: _Loop, params: CellParams, initial: Carry, inputs: Inputs, noise: Noise, mask: Mask
 ) -> tuple[tuple[HiddenStates, Hidden], Saved]:
-    """Returns the states and the last one; and what the backward pass needs of every step."""
+    """Returns all states and the last state, and the residuals of every step."""
 
     def step(carry: Carry, at_time: Any) -> tuple[Carry, tuple[Hidden, Saved]]:
         inputs_now, noise_now, valid = at_time
@@ -247,7 +248,7 @@ def _scan_forward(
         return after, (state, (carry, None if loop.options.remat else gates))
 
     if loop.options.remat:
-        step = jax.checkpoint(step)  # for JAX's own derivative
+        step = jax.checkpoint(step)  # for JAX's derivative, used by `plain`
     scanned = (inputs, noise.steps, mask)
     last, (states, saved) = lax.scan(step, initial, scanned, reverse=loop.reverse)
     return (states, loop.cell.hidden(last)), saved
@@ -256,7 +257,7 @@ def _scan_forward(
 def _scan_plain(
     loop: _Loop, params: CellParams, initial: Carry, inputs: Inputs, noise: Noise, mask: Mask
 ) -> tuple[HiddenStates, Hidden]:
-    """Returns the states and the last one."""
+    """Returns all states and the last state."""
     return _scan_forward(loop, params, initial, inputs, noise, mask)[0]
 
 
@@ -275,7 +276,7 @@ def _backward_pass(
 ) -> tuple[CellParams, Carry, Inputs, Noise | None, None]:
     """Scans in the opposite direction, accumulating the parameter gradient step by step.
 
-    JAX's own derivative stacks the operands of every matmul, copies them, and sums at the end.
+    JAX's derivative is slower: it stores the operands of every matmul and sums at the end.
     """
     params, initial, inputs, noise, mask, saved = residuals
     d_states, d_last = cotangents
@@ -297,7 +298,7 @@ def _backward_pass(
             (_where(valid, d_carry, zero), jnp.where(valid[:, None], d_state, 0))
         )
         _, pull_hidden = jax.vjp(loop.cell.hidden, before)
-        # The matmuls themselves are not needed again, and the compiler drops them.
+        # The compiler removes the forward matmuls, whose results are not used.
         _, pull_linear = jax.vjp(loop.linear, params.linear, read, hidden)
         d_linear, d_read, d_hidden = pull_linear(d_gates)
         [through_hidden] = pull_hidden(d_hidden)

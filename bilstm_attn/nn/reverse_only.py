@@ -1,7 +1,7 @@
 """A readable error when forward-mode differentiation hits a reverse-only backend.
 
-A `jax.custom_vjp` function has no forward mode, and JAX's own error names neither the backend nor
-an alternative.
+A `jax.custom_vjp` function does not support forward mode, and JAX's own error names neither the
+backend nor an alternative.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ Tree = TypeVar("Tree")
 def reverse_only(backend: str, tree: Tree) -> Tree:
     """Returns `tree`; forward-mode differentiation through it raises a `UserError`.
 
-    Reverse mode only transposes the marker primitive; forward mode would have to evaluate it, and
-    that raises.
+    Reverse mode only transposes a marker primitive. Forward mode evaluates the primitive, which
+    raises the error.
     """
     return jax.tree.map(partial(_identity, backend), tree)
 
@@ -37,7 +37,7 @@ def _mark(backend: str, primals: tuple[Array], tangents: tuple[Any]) -> tuple[Ar
 
 
 def _refuse(*_: Any, backend: str) -> Any:
-    raise UserError(f"backend {backend} has no forward mode; use backend plain")
+    raise UserError(f"backend {backend} does not support forward mode; use backend plain")
 
 
 _tangent = Primitive("tangent_in_reverse_mode_only")

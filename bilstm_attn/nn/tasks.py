@@ -26,8 +26,7 @@ UNLABELLED = -1  # the label of an example without one
 class Task(abc.ABC):
     """The labels of a data set, and how logits predict them.
 
-    Methods on `logits` without a NumPy annotation work on JAX arrays under `jit`, and keep the
-    leading axes.
+    Methods without NumPy annotations work on JAX arrays under `jit` and preserve leading axes.
     """
 
     label_names: tuple[str, ...]
@@ -36,7 +35,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     """The key in `TASKS`."""
     default_label_names: ClassVar[tuple[str, ...]]
-    """Used where the data set names no labels."""
+    """The label names for a data set without label names."""
 
     @property
     @abc.abstractmethod
@@ -53,10 +52,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def predicted(self, logits: Any) -> Any:
-        """Returns the predicted label of every example, of JAX or of NumPy logits."""
+        """Returns the predicted label of every example, from JAX or NumPy logits."""
 
     def correct(self, logits: Logits, labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-        """Returns whether the predicted label is the given one."""
+        """Returns whether the predicted label equals the label of each example."""
         return self.predicted(logits) == labels
 
     @abc.abstractmethod
@@ -65,7 +64,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def toward_predicted(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns 1 where the logit speaks for the predicted label as it is, -1 where negated."""
+        """Returns ±1: the sign that makes a larger logit support the predicted label."""
 
     @abc.abstractmethod
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -73,7 +72,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Returns every metric by its name; `labels[n]` are labels of the task, n is above 0."""
+        """Returns the metrics by name, from `logits[n]` and `labels[n]` of at least one example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Binary(Task):
         return jax.nn.sigmoid(logits)
 
     def toward_predicted(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns the sign of the logit, -1 for 0."""
+        """Returns 1 for a logit above 0, else -1."""
         return jnp.where(logits > 0, 1.0, -1.0)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -130,10 +129,10 @@ TASKS: dict[str, type[Task]] = {"binary": Binary}
 
 
 def make_task(name: str, label_names: tuple[str, ...] = ()) -> Task:
-    """Returns the task called `name`; without label names, those it has by default.
+    """Returns the task called `name`, by default with its default label names.
 
     Raises:
-      UserError: there is no such task, or it cannot have these labels.
+      UserError: the name is unknown, or the task does not support these labels.
     """
     kind = look_up("task", TASKS, name)
     return kind(label_names or kind.default_label_names)

@@ -91,6 +91,6 @@ def test_gradient_through_the_perturbation_is_a_one_line_error(backend):
         jax.grad(lambda params: loss_with_differentiated_perturbation(model, params)), params
     )
     assert message == (
-        f"backend {backend} has no second derivatives; apply jax.lax.stop_gradient to the "
-        "parameters and inputs of the inner gradient, or use backend scan or plain"
+        f"backend {backend} does not support second derivatives; apply jax.lax.stop_gradient to "
+        "the parameters and inputs of the inner gradient, or use backend scan or plain"
     )

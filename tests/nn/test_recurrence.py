@@ -202,7 +202,7 @@ def test_forward_mode_works_with_plain_and_is_an_error_with_scan():
         jax.jit(partial(jax.jvp, scan)),
     ):
         message = error_of(call, (inputs,), (direction,))
-        assert message == "backend scan has no forward mode; use backend plain"
+        assert message == "backend scan does not support forward mode; use backend plain"
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -1,1 +1,1 @@
-"""Compiled kernels behind the seam of `recurrence.py`."""
+"""Compiled LSTM kernels, called from `recurrence.py`."""

@@ -1,17 +1,16 @@
-// A bidirectional LSTM layer on CPU, forward and backward, behind XLA's foreign-function interface.
+// A bidirectional LSTM layer on CPU, forward and backward, for XLA's foreign-function interface.
 //
 //   z[t] = [noise * x[t], h] kernel + bias;   i, f, g, o = split(z)
 //   c' = sigmoid(f) c + sigmoid(i) tanh(g);   h' = sigmoid(o) tanh(c')
 //
-// for t < length only. Rows are sorted by length and cut into tiles. The time loop of a tile ends at its
-// longest row, and each step processes only the rows that are within their length, so that padding
-// costs nothing. A tile runs both directions. Parameter gradients are summed within chains of tiles,
-// then over the chains in order. The number of chains does not depend on the number of threads, so
-// neither do the bits.
+// for t < length only. Rows are sorted by length and divided into tiles. The time loop of a tile ends at
+// its longest row, and each step processes only rows with t < length, so that no time is spent on
+// padding. Parameter gradients are summed within chains of tiles, then over the chains in order. The
+// number of chains does not depend on the number of threads; therefore the results do not either.
 //
-// Vectors are GCC/Clang vector extensions, without intrinsics. Unit u of the hidden state lies in block
-// u / LANES, lane u % LANES; a panel is the four gates of one block, PANEL numbers wide. Units are
-// padded to whole blocks with zero parameters, which keep their states zero.
+// Vectors are GCC/Clang vector extensions, without intrinsics. Unit u of the hidden state is lane
+// u % LANES of block u / LANES; a panel is the four gates of one block, PANEL numbers wide. Units are
+// padded to whole blocks with zero parameters, so that the states of padding units are zero.
 
 #include <algorithm>
 #include <atomic>
@@ -37,7 +36,7 @@ using Floats = ffi::Buffer<ffi::F32>;
 using Ints = ffi::Buffer<ffi::S32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
-// A vector's floats, and the rows whose gates (ROWS x 4 vectors) the registers hold at once.
+// Floats per vector, and the number of rows whose gates (4 vectors per row) fit into the registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 6;
 #elif defined(__AVX__)
@@ -50,7 +49,7 @@ constexpr int LANES = 4, ROWS = 3;
 constexpr int GATES = 4, PANEL = GATES * LANES;
 constexpr int SAVED = 5;         // per unit and time step: the four activated gates and c'
 constexpr int TILE = 32;         // rows per tile
-constexpr int DEPTH = 4 * TILE;  // rows whose outer products are summed at once
+constexpr int DEPTH = 4 * TILE;  // rows per matmul of the kernel gradient
 constexpr int MOST_CHAINS = 16;
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
@@ -59,14 +58,14 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-// The first `count` of a vector, then zeros. (memcpy of so few bytes compiles to a slow string instruction.)
+// The first `count` floats, then zeros. A loop, since a short memcpy compiles to a slow string instruction.
 inline Vector load(const float* from, size_t count) {
   if (count >= LANES) return load(from);
   Vector value{};
   for (size_t k = 0; k < count; k++) value[k] = from[k];
   return value;
 }
-// Fetches `count` floats into the second cache; they are read after the next matmuls.
+// Fetches `count` floats into the second-level cache; they are used after the next matmuls.
 inline void prefetch(const float* from, size_t count) {
   for (size_t k = 0; k < count; k += 64 / sizeof(float)) __builtin_prefetch(from + k, 0, 2);
 }
@@ -75,7 +74,7 @@ inline Vector choose(Bits where, Vector one, Vector other) {
   return (Vector)((where & (Bits)one) | (~where & (Bits)other));
 }
 
-// exp(x) for x in [-87, 87], by x = n log 2 + r and a polynomial in r (Cephes, expf).
+// exp(x) for x clamped to [-87, 87], with x = n log 2 + r and a polynomial in r (Cephes, expf).
 inline Vector exponential(Vector x) {
   x = choose(x < all(-87.f), all(-87.f), choose(x > all(87.f), all(87.f), x));
   const Vector shifted = x * 1.44269504f + 12582912.f;  // the last bits of the sum are round(x / log 2)
@@ -90,12 +89,12 @@ inline Vector exponential(Vector x) {
   return (Vector)((Bits)p + ((Bits)shifted << 23));
 }
 
-// Both propagate NaN, which the exponential alone would not.
+// sigmoid and tanh propagate NaN, which `exponential` does not.
 inline Vector sigmoid(Vector x) { return choose(x == x, 1.f / (1.f + exponential(-x)), x); }
 
 inline Vector tanh(Vector x) {
   const Vector far = 1.f - 2.f / (1.f + exponential(x + x));
-  const Vector s = x * x;  // avoids cancellation near zero (Cephes, tanhf)
+  const Vector s = x * x;  // the polynomial avoids cancellation near zero (Cephes, tanhf)
   Vector p = s * -5.70498872745e-3f + 2.06390887954e-2f;
   p = p * s - 5.37397155531e-2f;
   p = p * s + 1.33314422036e-1f;
@@ -103,7 +102,7 @@ inline Vector tanh(Vector x) {
   return choose(s < all(0.390625f), p * s * x + x, choose(x == x, far, x));
 }
 
-// An array of zeros, aligned for vectors.
+// An array that is aligned for vectors and initialised with zeros.
 class Array {
  public:
   explicit Array(size_t size) {
@@ -121,7 +120,7 @@ class Array {
   std::unique_ptr<float, Free> data_;
 };
 
-// sums[R rows][PANEL] += left[R rows][depth] right[depth][PANEL]; `transposed` reads left[depth][R].
+// sums[R][PANEL] += left[R][depth] right[depth][PANEL]; with `transposed`, left is [depth][R].
 template <int R, bool transposed = false>
 inline __attribute__((always_inline)) void multiply(const float* left, size_t stride,
                                                     const float* right, size_t depth,
@@ -139,7 +138,7 @@ inline __attribute__((always_inline)) void multiply(const float* left, size_t st
   }
 }
 
-// Calls Work<n>::run for n rows at most ROWS, so that every number of rows has a compiled loop.
+// Calls Work<min(n, R)>::run, so that every number of rows up to ROWS has a compiled loop.
 template <template <int> class Work, int R = ROWS, class... Arguments>
 inline void for_rows(int n, Arguments... arguments) {
   if constexpr (R == 1) {
@@ -152,7 +151,7 @@ inline void for_rows(int n, Arguments... arguments) {
   }
 }
 
-// One block of the input projection of z, for R tokens.
+// One block of the input projection of z, for R tokens: z = bias + read panel.
 template <int R>
 struct Project {
   static void run(const float* read, size_t width, const float* panel, size_t depth, const float* bias,
@@ -166,7 +165,7 @@ struct Project {
   }
 };
 
-// One step of one block of units, for R rows; z is initialised with `start`.
+// One time step of one block of units, for R rows; z is initialised with `start`.
 template <int R>
 struct StepForward {
   static void run(const float* read, size_t width, const float* panel, size_t depth,
@@ -191,7 +190,7 @@ struct StepForward {
   }
 };
 
-// One panel of the gradient of the operands of R rows: d_read = d_z kernel^T.
+// One panel of d_read = d_z kernel^T, the gradient of [x, h], for R rows.
 template <int R>
 struct ReadBackward {
   static void run(const float* d_z, size_t blocks, const float* panel, float* d_read) {
@@ -218,12 +217,12 @@ struct KernelBackward {
 
 // The arguments of the handlers, and the layout of their arrays.
 struct Layer {
-  size_t steps, batch, inputs, hidden;  // of the layer
-  size_t blocks, units, width, tiles;   // units: hidden, whole blocks; width: inputs + units
+  size_t steps, batch, inputs, hidden;
+  size_t blocks, units, width, tiles;  // units: hidden, rounded up to whole blocks; width: inputs + units
   const float *x, *kernel, *bias, *noise;
-  const float* projected = nullptr;  // [positions][batch][2][GATES * hidden]: precomputed input projection, or null
-  const int32_t* position = nullptr;    // [steps][batch]: index of the token
-  std::vector<size_t> row, length;   // sorted by decreasing length
+  const float* projected = nullptr;  // [tokens][batch][2][GATES * hidden]: precomputed input projection, or null
+  const int32_t* position = nullptr;    // [steps][batch]: index of the token, or null
+  std::vector<size_t> row, length;   // rows sorted by decreasing length, and their lengths
 
   Layer(const Floats& x_, const Ints& lengths, const Floats& kernel_, const Floats& bias_,
         const Floats& noise_)
@@ -234,7 +233,7 @@ struct Layer {
         noise(noise_.element_count() ? noise_.typed_data() : nullptr), row(batch), length(batch) {
     sort(lengths.typed_data());
   }
-  // From precomputed input projections, biases included, instead of inputs.
+  // With precomputed input projections, biases included, instead of inputs.
   Layer(const Floats& projected_, const Ints& positions, const Ints& lengths, const Floats& kernel_)
       : steps(positions.dimensions()[0]), batch(positions.dimensions()[1]), inputs(0),
         hidden(kernel_.dimensions()[1]), blocks((hidden + LANES - 1) / LANES), units(blocks * LANES),
@@ -250,12 +249,12 @@ struct Layer {
     for (size_t r = 0; r < batch; r++)
       length[r] = std::clamp<int64_t>(given[row[r]], 0, static_cast<int64_t>(steps));
   }
-  // The input projection of the token that row b reads at t.
+  // The input projection of the token at step t of row b.
   const float* gates(int direction, size_t t, size_t b) const {
     return projected + ((position[t * batch + b] * batch + b) * 2 + direction) * GATES * hidden;
   }
 
-  // Offset of the saved gates of one step of one direction of a tile.
+  // The offset in `saved` of one time step of a tile in one direction.
   size_t saved(int direction, size_t tile, size_t t) const {
     const size_t first = tile * TILE, rows = std::min<size_t>(TILE, batch - first);
     return ((direction * batch + first) * steps + t * rows) * SAVED * units;
@@ -263,7 +262,7 @@ struct Layer {
   const float* kernel_row(int direction, size_t k) const {  // null for a padding unit
     return k < inputs + hidden ? kernel + (direction * (inputs + hidden) + k) * GATES * hidden : nullptr;
   }
-  // Writes noise * x[t] of row b.
+  // Writes noise * x[t] of row b to `to`.
   void read(int direction, size_t t, size_t b, float* to) const {
     const float* from = x + (t * batch + b) * inputs;
     if (!noise) {
@@ -273,7 +272,7 @@ struct Layer {
     const float* scale = noise + (direction * batch + b) * inputs;
     for (size_t k = 0; k < inputs; k++) to[k] = from[k] * scale[k];
   }
-  // Calls work(gate, unit, position in a row of panels) for every entry of a row of gates.
+  // Calls work(column, block, position in the panel) for each column of a row of gates.
   template <class Work>
   void for_gates(Work work) const {
     for (size_t g = 0; g < GATES; g++)
@@ -282,7 +281,7 @@ struct Layer {
   }
 };
 
-// Calls work(chain) for each of `chains`, on at most `threads` threads.
+// Calls work(chain) for every chain from 0 to chains - 1, on at most `threads` threads.
 template <class Work>
 void in_parallel(int threads, size_t chains, Work work) {
   std::atomic<size_t> next{0};
@@ -299,7 +298,7 @@ void in_parallel(int threads, size_t chains, Work work) {
   std::vector<std::thread> others;
   try {
     for (size_t i = 1; i < std::min<size_t>(std::max(threads, 1), chains); i++) others.emplace_back(run);
-  } catch (const std::system_error&) {  // no more threads available: the running ones do the work
+  } catch (const std::system_error&) {  // no more threads available: the running threads do the work
   }
   run();
   for (auto& other : others) other.join();
@@ -333,7 +332,7 @@ int64_t saved_size(int64_t steps, int64_t batch, int64_t hidden) {
   return 2 * batch * steps * SAVED * ((hidden + LANES - 1) / LANES * LANES);
 }
 
-// Both directions of a layer; `saved` for a backward pass, or empty.
+// Runs both directions of a layer; fills `saved` for the backward pass unless it is null.
 ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsOut& last_, float* saved) {
   const size_t inputs = layer.inputs, hidden = layer.hidden, units = layer.units;
   const size_t width = layer.width, blocks = layer.blocks, batch = layer.batch;
@@ -342,7 +341,7 @@ ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsO
   float *states = states_->typed_data(), *last = last_->typed_data();
 
   Array panels(2 * blocks * width * PANEL), biases(2 * blocks * PANEL);
-  auto pack = [&](const float* from, float* to, size_t stride) {  // a row of gates into its panels
+  auto pack = [&](const float* from, float* to, size_t stride) {  // copies a row of gates to its panels
     for (size_t j = 0; j < blocks; j++)
       for (size_t g = 0; g < GATES; g++)
         store(to + j * stride + g * LANES, load(from + g * hidden + j * LANES, hidden - j * LANES));
@@ -361,11 +360,11 @@ ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsO
     const float *panel = panels.at(direction * blocks * width * PANEL), *bias = biases.at(direction * blocks * PANEL);
     Array read(TILE * width), c(TILE * units), h(TILE * units);  // read: noise * x, then h
 
-    // A few rows do not fill the registers; projecting the inputs of all their tokens first does.
+    // Fewer than ROWS rows do not fill the registers: project the inputs of all time steps first.
     const bool given = layer.projected, ahead = !given && rows < ROWS;
     const size_t skipped = ahead ? inputs : 0, start_size = blocks * PANEL;
     Array projected(ahead ? rows * steps * start_size : 0);  // [rows][steps][start_size]
-    Array gates(given ? rows * start_size : 0);              // the gates of one step
+    Array gates(given ? rows * start_size : 0);              // the input projection at one step
     if (ahead)
       for (size_t r = 0; r < rows; r++)
         for (size_t t = 0; t < length[r]; t += ROWS) {
@@ -377,14 +376,14 @@ ffi::Error walk(int32_t threads, const Layer& layer, FloatsOut& states_, FloatsO
                               start_size);
         }
 
-    size_t n = direction ? 0 : rows;  // rows within their length
+    size_t n = direction ? 0 : rows;  // number of rows with t < length
     for (size_t step = 0; step < steps; step++) {
       const size_t t = direction ? steps - 1 - step : step;
       if (direction)
         while (n < rows && length[n] > t) n++;
       else
         while (n > 0 && length[n - 1] <= t) n--;
-      const size_t next = direction ? t - 1 : t + 1;  // past the end after the last step
+      const size_t next = direction ? t - 1 : t + 1;  // out of range after the last step
       for (size_t r = 0; r < n; r++) {
         const bool last_step = step + 1 == steps || next >= length[r];
         if (given) {
@@ -432,7 +431,7 @@ ffi::Error forward(int32_t threads, Floats x, Ints lengths, Floats kernel, Float
   return walk(threads, layer, states, last, size ? saved->typed_data() : nullptr);
 }
 
-// Re-encodes a selection of the tokens from precomputed input projections; nothing is saved.
+// Encodes a selection of the tokens from precomputed input projections; saves nothing for a backward pass.
 ffi::Error reencode(int32_t threads, Floats projected, Ints positions, Ints lengths, Floats kernel,
                   FloatsOut states, FloatsOut last) {
   const auto gs = projected.dimensions(), ps = positions.dimensions(), ks = kernel.dimensions();
@@ -470,7 +469,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
   float *d_x = d_x_->typed_data(), *d_noise = layer.noise ? d_noise_->typed_data() : nullptr;
   if (d_noise) std::memset(d_noise, 0, d_noise_->size_bytes());
 
-  // The kernel's columns as rows: panels of the inputs, then panels of the units.
+  // The transposed kernel: panels of the inputs, then panels of the units.
   const size_t input_panels = (inputs + PANEL - 1) / PANEL, unit_panels = (units + PANEL - 1) / PANEL;
   const size_t panel_count = input_panels + unit_panels, panel_size = blocks * PANEL * PANEL;
   Array panels(2 * panel_count * panel_size);
@@ -496,7 +495,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
       float* bias_sum = bias_sums.at((chain * 2 + direction) * bias_size);
       Array read(DEPTH * width), d_z(DEPTH * blocks * PANEL), d_h(TILE * units), d_c(TILE * units);
       Array d_read(ROWS * PANEL);
-      size_t filled = 0;  // rows of `read` and `d_z` that are not yet in the sums
+      size_t filled = 0;  // rows of `read` and `d_z` that are not yet summed
       auto sum_up = [&] {
         for (size_t j = 0; j < blocks; j++)
           for (size_t k = 0; k < width; k += ROWS)
@@ -509,7 +508,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
       size_t n = direction ? rows : 0;
       for (size_t step = 0; step < steps; step++) {
         const size_t t = direction ? step : steps - 1 - step;
-        const size_t before = direction ? t + 1 : t - 1;  // the previous token in scan order, if any
+        const size_t before = direction ? t + 1 : t - 1;  // the previous token in scan order
         if (direction)
           while (n > 0 && length[n - 1] <= t) n--;
         else
@@ -587,14 +586,14 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
     for (size_t tile = chain; tile < layer.tiles; tile += chains) work(chain, tile);
   });
 
-  auto add_up = [&](const Array& sums, size_t size) {  // all chains into the first
+  auto add_up = [&](const Array& sums, size_t size) {  // adds all chains to the first
     for (size_t chain = 1; chain < chains; chain++)
       for (size_t k = 0; k < size; k += LANES)
         store(sums.at(k), load(sums.at(k)) + load(sums.at(chain * size + k)));
   };
   add_up(kernel_sums, 2 * kernel_size);
   add_up(bias_sums, 2 * bias_size);
-  auto unpack = [&](const float* from, size_t stride, float* to) {  // a row of gates from its panels
+  auto unpack = [&](const float* from, size_t stride, float* to) {  // copies a row of gates from its panels
     for (size_t j = 0; j < blocks; j++)
       for (size_t g = 0; g < GATES; g++)
         std::memcpy(to + g * hidden + j * LANES, from + j * stride + g * LANES,
@@ -609,7 +608,7 @@ ffi::Error backward(int32_t threads, Floats x, Ints lengths, Floats kernel, Floa
   return ffi::Error::Success();
 }
 
-// Calls a handler; turns exceptions, which XLA does not catch, into errors.
+// Calls a handler and converts exceptions, which XLA does not catch, to errors.
 template <auto handler, class... Arguments>
 ffi::Error guarded(Arguments... arguments) {
   try {
@@ -639,7 +638,7 @@ ffi::Error backward_guarded(int32_t threads, Floats x, Ints lengths, Floats kern
 
 }  // namespace
 
-// The number of floats in `saved`.
+// Returns the number of floats in `saved`.
 extern "C" int64_t lstm_saved_size(int64_t steps, int64_t batch, int64_t hidden) {
   return saved_size(steps, batch, hidden);
 }
@@ -679,6 +678,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward_guarded,
                                   .Arg<Floats>()   // gradient of states
                                   .Arg<Floats>()   // gradient of last
                                   .Ret<Floats>()   // gradient of x
-                                  .Ret<Floats>()   // of kernel
-                                  .Ret<Floats>()   // of bias
-                                  .Ret<Floats>()); // of noise
+                                  .Ret<Floats>()   // gradient of kernel
+                                  .Ret<Floats>()   // gradient of bias
+                                  .Ret<Floats>()); // gradient of noise

@@ -24,13 +24,13 @@ def advance(gates: Gates, cell: Array) -> tuple[Gates, Array, Array]:
 
 
 def retreat(gates: Gates, cell: Array, d_state: Array, d_cell: Array) -> tuple[Gates, Array]:
-    """Returns the gradients of the gates' pre-activations and of c.
+    """Returns the gradients of z and of c, the derivative of `advance`.
 
     Args:
       gates: the activated gates that `advance` returned.
       cell: c, the cell state before the step.
       d_state: the gradient of h'.
-      d_cell: the gradient of c', without the part through h'.
+      d_cell: the gradient of c', without its contribution to h'.
     """
     i, f, g, o = gates
     squashed = jnp.tanh(f * cell + i * g)
@@ -45,11 +45,11 @@ def retreat(gates: Gates, cell: Array, d_state: Array, d_cell: Array) -> tuple[G
 
 
 def as_operand(array: Array, matmul_precision: MatmulPrecision) -> Array:
-    """Casts an operand of a kernel's matmul to bfloat16 if that is the precision."""
+    """Casts an operand of a matmul to bfloat16 if that is the precision."""
     return array.astype(matmul_precision) if matmul_precision == "bfloat16" else array
 
 
 def multiply(left: Array, right: Array, matmul_precision: MatmulPrecision) -> Array:
-    """Returns a matmul of operands in the given precision, accumulated in float32."""
+    """Returns the matmul of operands in the given precision, accumulated in float32."""
     left, right = as_operand(left, matmul_precision), as_operand(right, matmul_precision)
     return jnp.matmul(left, right, precision=matmul_precision, preferred_element_type=jnp.float32)

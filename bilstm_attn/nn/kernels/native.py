@@ -1,7 +1,7 @@
-"""A bidirectional LSTM layer for CPU in C++ (`lstm_cpu.cpp`): built on first use, tested, called.
+"""A bidirectional LSTM layer for CPU in C++ (`lstm_cpu.cpp`), compiled on first use.
 
-The system's compiler builds it into the user's cache folder, once for each source, compiler, CPU
-and version of jax and jaxlib.
+The library is stored in the user's cache folder and compiled again when the source, the compiler,
+the CPU or the version of jax or jaxlib changes. A self-test runs once after compiling.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ Noises = Float[Array, "2 b e"] | Float[Array, "0"]
 
 
 class UnavailableError(Exception):
-    """The kernel cannot be built, or its results are wrong; the message says what to do."""
+    """The kernel cannot be built, or its results are wrong."""
 
 
 def prepare(
     agrees: Callable[[], bool], reference: Sequence[Path], notify: Callable[[str], None]
 ) -> None:
-    """Builds, loads and tests the kernel, each only if it was not done before.
+    """Builds, loads and tests the kernel, unless an earlier call or process has done so.
 
     Args:
       agrees: the self-test, run once after building; returns whether the results are right.
@@ -51,7 +51,7 @@ def prepare(
       notify: called with one line before the build, which takes seconds.
 
     Raises:
-      UnavailableError: there is no compiler, it failed, or the results are wrong.
+      UnavailableError: no compiler is found, compiling fails, or the results are wrong.
     """
     try:
         library = _load(notify)
@@ -60,8 +60,8 @@ def prepare(
         if tested.exists():
             return
         if not agrees():
-            raise UnavailableError("the compiled kernel does not agree with the scan")
-        with contextlib.suppress(OSError):  # then the next process tests it again
+            raise UnavailableError("the results of the compiled kernel differ from the scan")
+        with contextlib.suppress(OSError):  # the next process repeats the test
             tested.touch()
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(str(error)) from None
@@ -75,7 +75,7 @@ def _load(notify: Callable[[str], None] = lambda line: None) -> Path:
     try:
         loaded = ctypes.CDLL(str(library))
     except OSError as error:
-        raise UnavailableError(f"{library} cannot be loaded ({error}); delete it") from None
+        raise UnavailableError(f"cannot load {library} ({error}); delete that file") from None
     for name in ("lstm_forward", "lstm_backward", "lstm_reencode"):
         jax.ffi.register_ffi_target(
             f"bilstm_attn_{name}", jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu"
@@ -90,23 +90,24 @@ _loaded: list[tuple[Path, Callable[[int, int, int], int]]] = []
 
 
 def _build(notify: Callable[[str], None] = lambda line: None) -> Path:
-    """Returns the path of the compiled library in the cache folder; written atomically.
+    """Returns the path of the compiled library in the cache folder, after building it if needed.
 
-    The file name holds a digest of its bytes, so that a damaged library is built again.
+    The file is written atomically. Its name contains a digest of its bytes, so that a damaged
+    library is built again.
     """
     named = shlex.split(os.environ.get("CXX", ""))
     choices = [named] if named else [[name] for name in COMPILERS]
     compiler = next((words for words in choices if shutil.which(words[0])), None)
     if compiler is None:
         raise UnavailableError(
-            f"no C++ compiler {choices[0][0]} is found; install g++ or clang, or set CXX"
+            f"C++ compiler {choices[0][0]} not found; install g++ or clang, or set CXX"
         )
     folder = default_cache_dir() / "kernels"
     name = f"lstm_cpu-{_key(compiler)}"
     for library in folder.glob(f"{name}.*.so"):
         if library.suffixes[-2] == f".{file_sha256(library)[:16]}":
             return library
-    notify("building the native kernel, once")
+    notify("compiling the native kernel (only once)")
     partial = folder / f"{name}.{secrets.token_hex(4)}.partial"
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o"]
     try:
@@ -143,7 +144,7 @@ def _key(compiler: Sequence[str]) -> str:
 
 
 def threads() -> int:
-    """Returns the threads per call: cores / devices. The number of threads changes no bit."""
+    """Returns the number of threads per call, cores / devices. It does not affect results."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // jax.local_device_count())
 
@@ -152,7 +153,7 @@ def threads() -> int:
 def lstm(
     inputs: Inputs, lengths: Lengths, kernels: Kernels, biases: Biases, noises: Noises
 ) -> tuple[States, Query]:
-    """Returns all states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
+    """Returns all states `[t b 2h]`, zero at padding, and the last states `[b 2h]`.
 
     Args:
       inputs: `[t b e]`.
@@ -181,11 +182,11 @@ def reencode(
     lengths: Lengths,
     kernels: Float[Array, "2 h g"],
 ) -> tuple[States, Query]:
-    """Returns what `lstm` returns, for a selection of the tokens. It has no derivative.
+    """Returns the results of `lstm` for a selection of the tokens. Not differentiable.
 
     Args:
-      projected: `[n b 2 4h]`, each token's inputs times the input kernel, plus the bias.
-      positions: `[t b]`, index among the `n` tokens of the one placed at t.
+      projected: `[n b 2 4h]`, inputs of every token times the input kernel, plus the bias.
+      positions: `[t b]`, the index, from 0 to n - 1, of the token placed at t.
       lengths: `[b]`, in tokens.
       kernels: `[2 h 4h]`, the recurrent kernels.
     """
@@ -199,7 +200,7 @@ def reencode(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _call(name: str, shapes: tuple[tuple[int, ...], ...], arguments: tuple[Any, ...]) -> Any:
-    """Calls a handler; returns its results, float32 arrays of the given shapes."""
+    """Calls a handler of the library; returns float32 arrays of the given shapes."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"bilstm_attn_lstm_{name}", results, vmap_method="sequential")
     return call(*arguments, threads=np.int32(threads()))
@@ -210,8 +211,8 @@ def _no_further_derivatives(name: str, shapes: Any, primals: Any, tangents: Any)
     if name == "reencode":
         raise UserError("backend native cannot differentiate a re-encoding; use backend scan")
     raise UserError(
-        "backend native has no second derivatives; apply jax.lax.stop_gradient to the parameters "
-        "and inputs of the inner gradient, or use backend scan or plain"
+        "backend native does not support second derivatives; apply jax.lax.stop_gradient to the "
+        "parameters and inputs of the inner gradient, or use backend scan or plain"
     )
 
 

@@ -1,9 +1,9 @@
-"""A bidirectional LSTM layer in Pallas, for GPUs and TPUs: one kernel runs the whole time loop.
+"""A bidirectional LSTM layer in Pallas for GPU and TPU: one kernel runs the whole time loop.
 
-    z[t] = (noise x[t]) W + b + h U, then a step as in `kernels.lstm_step`, for t < length.
+    z[t] = (noise x[t]) W + b + h U, then a step of `kernels.lstm_step`, for t < length.
 
-U stays on the chip. Matmuls that depend on no earlier step run outside the kernels, for all times
-at once: the input projection before, the gradient of U after. The kernels themselves are in
+U stays in on-chip memory. Matmuls without a dependence between time steps run outside the kernels,
+for all time steps at once: the input projection and the gradient of U. The kernels are in
 `kernels.pallas_gpu` and `kernels.pallas_tpu`.
 """
 
@@ -37,15 +37,15 @@ class KernelOptions(NamedTuple):
     """The options of one kernel call."""
 
     device: Device
-    """The device that the kernel is written for."""
+    """The target device of the kernel."""
     matmul_precision: MatmulPrecision = "float32"
-    """Precision of the matmuls; everything else is float32."""
+    """The precision of the matmuls; everything else is float32."""
     interpret: bool = False
-    """Run in Pallas' interpreter, which works on any device."""
+    """Whether to run in Pallas' interpreter, which works on every device."""
 
 
 def here(matmul_precision: MatmulPrecision) -> KernelOptions:
-    """Returns the options for this machine's device; a CPU interprets the GPU kernel."""
+    """Returns the options for JAX's default device; a CPU interprets the GPU kernel."""
     device = jax.default_backend()
     return KernelOptions(
         "tpu" if device == "tpu" else "gpu", matmul_precision, interpret=device == "cpu"
@@ -53,7 +53,7 @@ def here(matmul_precision: MatmulPrecision) -> KernelOptions:
 
 
 def most_hidden(options: KernelOptions) -> int:
-    """Returns how many hidden units fit on the chip; 0 if the precision is not supported."""
+    """Returns the maximum of hidden units per direction; 0 if the precision is not supported."""
     return KERNELS[options.device].MOST_HIDDEN.get(options.matmul_precision, 0)
 
 
@@ -65,7 +65,7 @@ def lstm(
     noises: Noises,
     options: KernelOptions,
 ) -> tuple[States, Query]:
-    """Returns all states `[t b 2h]`, zero at padding, and the last ones `[b 2h]`.
+    """Returns all states `[t b 2h]`, zero at padding, and the last states `[b 2h]`.
 
     Args:
       inputs: `[t b e]`; values at padding affect no result.
@@ -73,7 +73,7 @@ def lstm(
       kernels: `[2 e+h 4h]`, rows of the inputs, then of the hidden state; gates i, f, g, o.
       biases: `[2 4h]`.
       noises: `[2 b e]`, factors of the inputs at every time step; empty for no noise.
-      options: the device, the precision and whether to interpret.
+      options: the device, the matmul precision and whether to use the interpreter.
     """
     steps, batch, inputs_size = inputs.shape
     hidden = biases.shape[1] // GATES
@@ -107,7 +107,7 @@ def lstm(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(options: KernelOptions, arguments: tuple[Any, ...]) -> Any:
-    """Returns the states, the gates, and the cell state c before each step."""
+    """Returns all states, gates and cell states; cell states are those before each step."""
     return KERNELS[options.device].forward(
         *arguments,
         matmul_precision=options.matmul_precision,
@@ -128,8 +128,8 @@ def _backward(options: KernelOptions, arguments: tuple[Any, ...]) -> Projected:
 @_backward.defjvp
 def _no_second_derivatives(*_: Any) -> Any:
     raise UserError(
-        "backend pallas has no second derivatives; apply jax.lax.stop_gradient to the parameters "
-        "and inputs of the inner gradient, or use backend scan or plain"
+        "backend pallas does not support second derivatives; apply jax.lax.stop_gradient to the "
+        "parameters and inputs of the inner gradient, or use backend scan or plain"
     )
 
 
@@ -156,7 +156,7 @@ def _save(options: KernelOptions, projected: Projected, recurrent: Recurrent, le
 def _back(options: KernelOptions, residuals: Any, d_states: ScannedStates) -> Any:
     states, gates, cells, recurrent, lengths = residuals
     d_projected = _backward(options, (gates, cells, recurrent, lengths, d_states))
-    # The h that each step read: the state of the step before. At padding it is zero already.
+    # The hidden state before each step; states are already zero at padding.
     none = jnp.zeros_like(states[0, :1])
     before = jnp.stack(
         [

@@ -1,7 +1,7 @@
-"""The time loop of a bidirectional LSTM layer on a GPU: see `kernels.pallas`.
+"""The time loop of a bidirectional LSTM layer on GPU: see `kernels.pallas`.
 
-Each program of the grid runs one direction of one tile of rows. It holds U in shared memory, h and
-c in registers, and stops at the longest row of its tile.
+Each program of the grid runs one direction of one tile of rows. U is in shared memory, h and c are
+in registers, and the loop stops at the longest row of the tile.
 
 Tested in Pallas' interpreter and lowered for CUDA; never run on a GPU. jax 0.11 and later warn that
 Pallas' Triton lowering is deprecated in favour of Mosaic GPU and jax-triton.
@@ -19,13 +19,13 @@ from jaxtyping import Array, Int
 from bilstm_attn.config import MatmulPrecision
 from bilstm_attn.nn.kernels.lstm_step import GATES, advance, as_operand, multiply, retreat
 
-TILE = 16  # rows per program: the minimum of the GPU's matrix units
-# With more hidden units, U does not fit into the shared memory of an A100 or H100.
+TILE = 16  # rows per program: the minimum for tensor cores
+# For more hidden units, the shared memory of an A100 or H100 is too small for U.
 MOST_HIDDEN: dict[MatmulPrecision, int] = {"float32": 64, "tensorfloat32": 64, "bfloat16": 128}
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
-    """Returns how many rows and units of padding to add."""
+    """Returns the numbers of rows and of units to pad with."""
     return -batch % TILE, max(pl.next_power_of_2(hidden), TILE) - hidden
 
 
@@ -38,7 +38,7 @@ def forward(
     interpret: bool,
     save: bool,
 ) -> tuple[Array, ...]:
-    """Returns the states; with `save` also the gates and the cell state before each step."""
+    """Returns all states; with `save` also the gates and the cell states before each step."""
     _, steps, batch, _, hidden = projected.shape
     states = (2, steps, batch, hidden)
     results = (states, projected.shape, states) if save else (states,)
@@ -70,8 +70,8 @@ def _call(
     interpret: bool,
     *arguments: Array,
 ) -> tuple[Array, ...]:
-    """Runs a kernel; returns float32 arrays of the given shapes, the first `[2 t b h]`."""
-    from jax.experimental.pallas import triton  # only here, since it warns from jax 0.11 on
+    """Runs a kernel; returns float32 arrays of the shapes `results`, the first `[2 t b ... h]`."""
+    from jax.experimental.pallas import triton  # imported here: it warns from jax 0.11 on
 
     _, _, batch, *_, hidden = results[0]
     run = pl.pallas_call(
@@ -85,11 +85,11 @@ def _call(
 
 
 def _dot(left: Array, right: Array, matmul_precision: MatmulPrecision, interpret: bool) -> Array:
-    """Returns the matmul like `lstm_step.multiply`, in operations that Triton can lower."""
+    """Returns the matmul of `lstm_step.multiply`, in operations that Triton can lower."""
     if interpret:
         return multiply(left, right, matmul_precision)
     precision = {
-        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # float32 to 1-2 bits
+        "float32": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,  # accurate to 1-2 bits of float32
         "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32,
         "bfloat16": None,
     }[matmul_precision]

@@ -1,8 +1,8 @@
-"""The time loop of a bidirectional LSTM layer on a TPU: see `kernels.pallas`.
+"""The time loop of a bidirectional LSTM layer on TPU: see `kernels.pallas`.
 
 Each program of the grid runs one direction of one tile of rows over one chunk of time steps. Chunks
-run sequentially in scan order and pass on h and c in scratch memory, while the next chunk is being
-fetched. A chunk beyond the longest row of its tile is filled with zeros, without running a step.
+run in scan order; h and c are carried in scratch memory, and the next chunk is fetched in the
+meantime. A chunk beyond the longest row of its tile is filled with zeros without running a step.
 
 Tested in Pallas' interpreter and lowered for a TPU; never run on one.
 """
@@ -24,15 +24,16 @@ LANES = 128  # units are padded to a multiple of this
 SUBLANES = 8  # rows are padded to a multiple of this
 MOST_ROWS = 128  # per tile
 MOST_STEPS = 8  # per chunk
-CHUNK = 2**18  # gate values per chunk: 1 MiB; every array over time holds two chunks
+CHUNK = 2**18  # gate values per chunk: 1 MiB; two chunks of every time-major array are on chip
+# U and the chunks share the on-chip memory.
 MOST_HIDDEN: dict[MatmulPrecision, int] = {
     "float32": 256,
     "bfloat16": 512,
-}  # U has to fit next to the chunks
+}
 
 
 def padding(batch: int, hidden: int) -> tuple[int, int]:
-    """Returns how many rows and units of padding to add."""
+    """Returns the numbers of rows and of units to pad with."""
     return -batch % _rows_of_tile(batch), -hidden % LANES
 
 
@@ -45,7 +46,7 @@ def forward(
     interpret: bool,
     save: bool,
 ) -> tuple[Array, ...]:
-    """Returns the states; with `save` also the gates and the cell state before each step."""
+    """Returns all states; with `save` also the gates and the cell states before each step."""
     _, steps, batch, _, hidden = projected.shape
     matrix = recurrent.transpose(0, 2, 1, 3).reshape(2, hidden, GATES * hidden)
     wide, narrow = (2, steps, batch, GATES * hidden), (2, steps, batch, hidden)
@@ -101,7 +102,7 @@ def _call(
     *,
     reverse: bool,
 ) -> tuple[Array, ...]:
-    """Runs a kernel on a matrix per direction and arrays `[2 t b ...]`; returns such arrays."""
+    """Runs a kernel on one matrix per direction and arrays `[2 t b ...]`; returns such arrays."""
     matrix, *over_time = arguments
     _, steps, batch, _ = results[0]
     hidden = min(matrix.shape[1:])
@@ -141,7 +142,7 @@ def _call(
 
 
 def _scan_position(direction: Any, count: Any, positions: int, reverse: bool) -> Any:
-    """Returns the index, out of `positions` along time, that the scan visits at step `count`."""
+    """Returns the index along `positions` that the scan visits at step `count`."""
     return jnp.where((direction == 0) != reverse, count, positions - 1 - count)
 
 
@@ -153,7 +154,7 @@ def _run_chunk(
     chunks: int,
     reverse: bool,
 ) -> None:
-    """Runs `step(k, t)` over the time steps of this program, or fills `result` with zeros."""
+    """Runs `step(k, t)` for each time step of this program, or fills `result` with zeros."""
     direction, count = pl.program_id(0), pl.program_id(2)
     steps = result.shape[1]
     first, longest = _scan_position(direction, count, chunks, reverse) * steps, lengths[...].max()
@@ -177,7 +178,7 @@ def _run_chunk(
 
 
 def _parts(gates: Array) -> Any:
-    """Splits the concatenated `gates` into the four of them."""
+    """Splits the concatenated gates into i, f, g and o."""
     return tuple(jnp.split(gates, GATES, axis=-1))
 
 

@@ -1,4 +1,4 @@
-"""The kernels for GPUs and TPUs, in Pallas' interpreter, compared with the scan."""
+"""The GPU and TPU kernels in Pallas' interpreter compared with the scan; lowering; bad input."""
 
 import contextlib
 from functools import partial
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=["gpu", "tpu"])
 def device(request, monkeypatch):
-    """Selects a device's kernel, with TPU tiles and chunks so small that cases have several."""
+    """Selects the kernel of a device, with TPU tiles and chunks smaller than the test cases."""
     monkeypatch.setattr(pallas_tpu, "MOST_ROWS", 8)
     monkeypatch.setattr(pallas_tpu, "MOST_STEPS", 2)
     options = partial(pallas.KernelOptions, request.param, interpret=True)
@@ -30,7 +30,7 @@ def device(request, monkeypatch):
 
 
 def layer_of(backend, hidden, inputs_size, noisy=True, **config):
-    """Returns parameters, and a layer as a function of them, the inputs, lengths and keys."""
+    """Returns the parameters of a layer, and the layer as a pure function of its parameters."""
     config = ModelConfig(hidden_size=hidden, **config)
     layer = Bidirectional(inputs_size, config, backend, name="test", rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
@@ -41,11 +41,12 @@ def layer_of(backend, hidden, inputs_size, noisy=True, **config):
     return params, run
 
 
-def given(steps, rows, inputs_size):
+def make_batch(steps, rows, inputs_size):
+    """Returns inputs, lengths (among them 0) and keys; the first tile of 16 rows is shorter."""
     inputs = jax.random.normal(jax.random.key(1), (steps, rows, inputs_size))
-    lengths = (steps - jnp.arange(rows)) % (steps + 1)  # steps, ..., 0, and again
+    lengths = (steps - jnp.arange(rows)) % (steps + 1)  # steps, ..., 0, repeated
     lengths = lengths.at[-1].set(0)
-    lengths = jnp.where(jnp.arange(rows) < 16, jnp.minimum(lengths, 3), lengths)  # a shorter tile
+    lengths = jnp.where(jnp.arange(rows) < 16, jnp.minimum(lengths, 3), lengths)
     return inputs, lengths, jax.random.split(jax.random.key(0), rows)
 
 
@@ -62,42 +63,42 @@ def value_and_gradients(run, params, inputs, lengths, keys):
     ("hidden", "rows", "inputs_size", "steps", "noisy"),
     [(3, 5, 4, 6, True), (16, 16, 3, 1, False), (20, 33, 7, 5, True)],
 )
-def test_values_and_gradients_match_the_scan(hidden, rows, inputs_size, steps, noisy, device):
-    inputs, lengths, keys = given(steps, rows, inputs_size)
-    found, expected = (
+def test_states_and_gradients_match_the_scan(hidden, rows, inputs_size, steps, noisy, device):
+    inputs, lengths, keys = make_batch(steps, rows, inputs_size)
+    actual, expected = (
         value_and_gradients(run, params, inputs, lengths, keys)
         for params, run in (
             layer_of(backend, hidden, inputs_size, noisy) for backend in ("pallas", "scan")
         )
     )
-    # float32 rounding: gradients are sums of some hundred terms of size 1.
+    # float32 rounding: gradients are sums of about a hundred terms of order 1.
     compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
-    jax.tree.map(compare, found, expected)
+    jax.tree.map(compare, actual, expected)
 
 
-def test_padding_is_zero_and_is_never_read(device):
-    inputs, lengths, keys = given(6, 5, 4)
+def test_states_at_padding_are_zero_and_inputs_at_padding_are_not_used(device):
+    inputs, lengths, keys = make_batch(6, 5, 4)
     padding = np.arange(6)[:, None] >= np.asarray(lengths)
     params, run = layer_of("pallas", 3, 4)
     (_, (states, _)), (_, d_inputs) = value_and_gradients(run, params, inputs, lengths, keys)
     assert (np.asarray(states)[padding] == 0).all()
     assert (np.asarray(d_inputs)[padding] == 0).all()
-    too_long = jnp.where(lengths == lengths.max(), 9, lengths)  # beyond the inputs' end
-    jax.tree.map(
+    longest = lengths == lengths.max()
+    jax.tree.map(  # a length above the number of time steps equals that number
         np.testing.assert_array_equal,
-        value_and_gradients(run, params, inputs, jnp.where(too_long == 9, 6, lengths), keys),
-        value_and_gradients(run, params, inputs, too_long, keys),
+        value_and_gradients(run, params, inputs, jnp.where(longest, 9, lengths), keys),
+        value_and_gradients(run, params, inputs, jnp.where(longest, 6, lengths), keys),
     )
-    broken = jnp.where(padding[..., None], jnp.nan, inputs)
+    with_nan = jnp.where(padding[..., None], jnp.nan, inputs)
     jax.tree.map(
         np.testing.assert_array_equal,
-        value_and_gradients(run, params, broken, lengths, keys),
+        value_and_gradients(run, params, with_nan, lengths, keys),
         value_and_gradients(run, params, inputs, lengths, keys),
     )
 
 
 def test_bfloat16_matmuls_are_within_rounding_of_float32(device):
-    inputs, lengths, keys = given(6, 5, 4)
+    inputs, lengths, keys = make_batch(6, 5, 4)
     exact, rounded = (
         value_and_gradients(run, params, inputs, lengths, keys)
         for params, run in (
@@ -105,41 +106,42 @@ def test_bfloat16_matmuls_are_within_rounding_of_float32(device):
             for matmul_precision in ("float32", "bfloat16")
         )
     )
-    off = [
-        float(np.abs(one - other).max() / np.abs(one).max())
-        for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
+    errors = [
+        float(np.abs(actual - expected).max() / np.abs(expected).max())
+        for actual, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True)
     ]
-    assert 1e-4 < max(off) < 6 * 2**-8  # each step rounds its operands
+    assert 1e-4 < max(errors) < 6 * 2**-8  # each step rounds its operands
 
 
 @pytest.mark.slow
 def test_vmap_over_seeds_and_jax_checkpoint_change_no_result(device):
-    inputs, lengths, keys = given(4, 5, 4)
+    inputs, lengths, keys = make_batch(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
-    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    together = jax.jit(jax.vmap(run, (0, None, None, None)))(seeds, inputs, lengths, keys)
-    run_alone = jax.jit(run)
-    for at, seed in enumerate((params, jax.tree.map(lambda leaf: 2 * leaf, params))):
-        alone = run_alone(seed, inputs, lengths, keys)
-        for one, other in zip(together, alone, strict=True):
-            np.testing.assert_allclose(one[at], other, atol=1e-6)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, doubled)
+    results = jax.jit(jax.vmap(run, (0, None, None, None)))(stacked, inputs, lengths, keys)
+    run_single = jax.jit(run)
+    for seed, seed_params in enumerate((params, doubled)):
+        expected = run_single(seed_params, inputs, lengths, keys)
+        for array, expected_array in zip(results, expected, strict=True):
+            np.testing.assert_allclose(array[seed], expected_array, atol=1e-6)
     compare = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
-    again = value_and_gradients(jax.checkpoint(run), params, inputs, lengths, keys)
-    jax.tree.map(compare, again, value_and_gradients(run, params, inputs, lengths, keys))
+    actual = value_and_gradients(jax.checkpoint(run), params, inputs, lengths, keys)
+    jax.tree.map(compare, actual, value_and_gradients(run, params, inputs, lengths, keys))
 
 
-def lowered(device, matmul_precision, hidden):
-    """Returns the text of a layer's gradient, lowered for a device that may be absent."""
+def lowered_gradient(device, matmul_precision, hidden):
+    """Returns the gradient of a layer, lowered for a device that this machine need not have."""
     shapes = ((50, 32, 8), (32,), (2, 8 + hidden, 4 * hidden), (2, 4 * hidden), (2, 32, 8))
     dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
-    arrays = [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
+    arrays = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
 
-    def loss(*given):
-        states, last = pallas.lstm(*given, pallas.KernelOptions(device, matmul_precision))
+    def loss(*arguments):
+        states, last = pallas.lstm(*arguments, pallas.KernelOptions(device, matmul_precision))
         return states.sum() + last.sum()
 
     platform = {"gpu": "cuda"}.get(device, device)
-    with on_an_abstract_gpu() if device == "gpu" else contextlib.nullcontext():
+    with abstract_gpu() if device == "gpu" else contextlib.nullcontext():
         traced = jax.jit(jax.grad(loss, (0, 2, 3))).trace(*arrays)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -149,15 +151,14 @@ def lowered(device, matmul_precision, hidden):
     ("matmul_precision", "hidden"), [("float32", 64), ("tensorfloat32", 64), ("bfloat16", 128)]
 )
 def test_kernel_lowers_for_cuda(matmul_precision, hidden):
-    text = lowered("gpu", matmul_precision, hidden)
+    text = lowered_gradient("gpu", matmul_precision, hidden)
     assert text.count("__gpu$xla.gpu.triton") == 2  # forward and backward
 
 
 @pytest.mark.parametrize(("matmul_precision", "hidden"), [("float32", 64), ("bfloat16", 512)])
 def test_kernel_lowers_for_tpu(matmul_precision, hidden):
-    assert (
-        lowered("tpu", matmul_precision, hidden).count("tpu_custom_call") == 2
-    )  # forward and backward
+    text = lowered_gradient("tpu", matmul_precision, hidden)
+    assert text.count("tpu_custom_call") == 2  # forward and backward
 
 
 def test_vmap_over_batches_lowers_for_tpu():
@@ -174,12 +175,12 @@ def test_vmap_over_batches_lowers_for_tpu():
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
-def test_a_tpu_has_no_tensorfloat32():
+def test_tensorfloat32_is_not_supported_on_tpu():
     assert pallas.most_hidden(pallas.KernelOptions("tpu", "tensorfloat32")) == 0
 
 
-def on_an_abstract_gpu():
-    """From jax 0.11 on, lowering for an absent GPU needs an abstract device."""
+def abstract_gpu():
+    """Returns a context manager for lowering without a GPU, which jax 0.11 and later need."""
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
     device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
@@ -187,34 +188,35 @@ def on_an_abstract_gpu():
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def test_second_derivatives_and_forward_mode_are_refused():
-    inputs, lengths, keys = given(4, 5, 4)
+def test_second_derivatives_and_forward_mode_are_errors():
+    inputs, lengths, keys = make_batch(4, 5, 4)
     params, run = layer_of("pallas", 3, 4)
     forward = partial(jax.jvp, lambda params: run(params, inputs, lengths, keys)[1])
-    says = "backend pallas has no forward mode; use backend plain"
-    assert error_of(forward, (params,), (params,)) == says
+    message = error_of(forward, (params,), (params,))
+    assert message == "backend pallas does not support forward mode; use backend plain"
     gradient = jax.grad(lambda inputs: run(params, inputs, lengths, keys)[1].sum())
-    says = "backend pallas has no second derivatives; apply jax.lax.stop_gradient"
-    assert error_of(jax.jvp, gradient, (inputs,), (inputs,)).startswith(says)
+    message = error_of(jax.jvp, gradient, (inputs,), (inputs,))
+    assert message.startswith("backend pallas does not support second derivatives; apply jax.lax")
 
 
 @pytest.mark.parametrize(
-    ("model", "why"),
+    ("model", "reason"),
     [
-        ({"cell": "gru"}, "it runs no cell 'gru'"),
-        ({"remat": True}, "it has no rematerialisation (model.remat)"),
-        ({"hidden_size": 65}, "it holds at most 64 hidden units with matmuls in float32"),
+        ({"cell": "gru"}, "it does not support cell 'gru'"),
+        ({"remat": True}, "it does not support model.remat"),
+        ({"hidden_size": 65}, "it supports at most 64 hidden units with matmuls in float32"),
         (
             {"hidden_size": 129, "matmul_precision": "bfloat16"},
-            "it holds at most 128 hidden units with matmuls in bfloat16",
+            "it supports at most 128 hidden units with matmuls in bfloat16",
         ),
     ],
 )
-def test_unsupported_model_is_an_error(model, why):
-    says = f"backend pallas cannot run this model: {why}; use backend scan"
-    assert error_of(Model, ModelConfig(**model), 5, "pallas") == says
+def test_unsupported_model_is_an_error(model, reason):
+    message = error_of(Model, ModelConfig(**model), 5, "pallas")
+    assert message == f"backend pallas cannot run this model: {reason}; use backend scan"
 
 
 def test_pallas_on_a_cpu_is_an_error():
-    says = "no pallas kernel (it is for gpu or tpu, not cpu); or give --backend scan"
-    assert error_of(choose_backend, "pallas", Config(), print) == says
+    message = error_of(choose_backend, "pallas", Config(), print)
+    reason = "it needs a gpu or tpu, got a cpu"
+    assert message == f"backend pallas is not available ({reason}); or give --backend scan"
