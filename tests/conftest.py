@@ -1,13 +1,13 @@
-"""The strict harness: checked shapes, no silent broadcasting, several virtual devices."""
+"""Settings of all tests: annotation checks, no rank promotion, four virtual devices; fixtures."""
 
 import importlib.metadata
 import os
 import shutil
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # the tolerances are those of float32 on a CPU
-# Most of the time is compilation: the same programs, but less is spent on each. jax 0.10 can
-# still leave out the newer, slower of its code generators, the one that jax 0.11 has alone.
+os.environ["JAX_PLATFORMS"] = "cpu"  # tolerances are for float32 on CPU
+# Most of the time is spent on compilation, so these flags select faster compilation. jax 0.10 can
+# disable the fusion emitters, which compile more slowly; jax 0.11 cannot.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -24,28 +24,28 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-assert jax.device_count() == 4  # and stays so, whatever a test asks for
+assert jax.device_count() == 4  # the number of devices is fixed from here on
 install_import_hook("bilstm_attn", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A folder with "cache", and a finished run in "runs"/tiny; copy before changing it."""
-    from tiny_run import train_once  # after the hook, which must see the package's first import
+    """A folder with "cache" and a finished run in "runs"/tiny; not to be changed."""
+    from tiny_run import train_once  # imports the package, so only after the hook
 
     return train_once(tmp_path_factory)
 
 
 @pytest.fixture
 def trained_copy(trained, tmp_path, monkeypatch) -> Path:
-    """A copy that the test may change; it is also the working folder."""
+    """A copy of `trained` that a test may change. The working folder is a temporary folder."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
 @pytest.fixture
 def untrained(trained, tmp_path, monkeypatch) -> Path:
-    """A folder with the finished "cache" and no run."""
+    """A folder with "cache" and without a run. The working folder is a temporary folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "untrained").mkdir()
     (tmp_path / "untrained" / "cache").symlink_to(trained / "cache")

@@ -1,4 +1,4 @@
-"""The layers: a folder imports only from those above it, and only named files touch a library."""
+"""The layers of the package, and the files that may import each external library."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bilstm_attn"
 
-# Reading order: each layer imports only from those above it. The first is the files at the top.
+# In reading order: each layer imports only from the layers before it. "" is the top folder.
 LAYERS = [
     "",
     "runtime",
@@ -25,7 +25,8 @@ LAYERS = [
     "interface",
     "command_line",
 ]
-INTERFACE = {"api", "testing"}  # files at the top that may import everything
+# Files of the top folder that may import from all layers before "interface".
+INTERFACE = {"api", "testing"}
 # The only files that may import each library, as paths below the package.
 STUDY = "studies/attention_as_explanation"
 LIBRARIES = {
@@ -69,14 +70,14 @@ FILES = sorted(
 
 
 def imports(file: str) -> set[str]:
-    """Returns the modules that a file imports, anywhere in it."""
-    found = set()
+    """Returns the modules that a file imports, at the top or within functions."""
+    names = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{file}.py").read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def layer(file: str) -> str:
@@ -97,7 +98,7 @@ def test_imports_only_from_layers_above(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_only_named_files_touch_a_library(file):
+def test_only_listed_files_import_a_library(file):
     used = {name.split(".")[0] for name in imports(file)} & set(LIBRARIES)
     assert {library for library in used if file not in LIBRARIES[library]} == set()
 
@@ -108,14 +109,14 @@ def test_no_two_files_share_a_name():
 
 
 def test_importing_the_model_loads_neither_terminal_nor_data_sources_nor_pallas():
-    # Flax imports rich by itself, so our own file that draws on a terminal stands for it.
+    # Flax itself imports rich, so this checks the file of the package that imports rich.
     code = (
         "import sys, bilstm_attn.nn.model\n"
         "heavy = ('bilstm_attn.runtime.console', 'tyro', 'tensorflow_datasets', "
         "'bilstm_attn.data.sources', 'jax.experimental.pallas', 'orbax')\n"
         "print(*[name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert done.stdout.split() == []
+    assert process.stdout.split() == []

@@ -1,4 +1,4 @@
-"""The linters, as part of the tests, so that one command runs all that CI runs."""
+"""The linter, the formatter and the type checker report nothing."""
 
 import subprocess
 import sys
@@ -13,11 +13,15 @@ ROOT = Path(__file__).parent.parent
     "tool",
     ["ruff check .", "ruff format --check .", pytest.param("basedpyright", marks=pytest.mark.slow)],
 )
-def test_tool_finds_nothing(tool):
-    name, *words = tool.split()
+def test_tool_reports_nothing(tool):
+    name, *arguments = tool.split()
     if name == "basedpyright":
-        words += ["--pythonpath", sys.executable]
-    done = subprocess.run(
-        [sys.executable, "-m", name, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        arguments += ["--pythonpath", sys.executable]
+    process = subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""Every attribution against float64 NumPy loops, on padding, and on the synthetic task."""
+"""Every attribution compared with float64 NumPy loops; padding; the synthetic task."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ STEPS = 6
 LENGTHS = np.array([6, 0, 1, 4], np.int32)
 ROWS = len(LENGTHS)
 MASK = np.arange(STEPS)[None] < LENGTHS[:, None]
-# float32 rounding: attributions are at most 1, and sums of tens of terms.
+# float32 rounding: attributions are sums of tens of terms, at most 1.
 TOLERANCE = 1e-5
 
 
@@ -56,8 +56,8 @@ def attribute(attribution, name="cell-lstm", tokens=None, lengths=LENGTHS, keys=
     return np.asarray(run(attribution, name, make_model(name)[1], *inputs))
 
 
-def oracle(vectors: np.ndarray) -> float:
-    """Returns the logit of one text, given as word vectors `[t e]`, by the float64 loop."""
+def reference_logit(vectors: np.ndarray) -> float:
+    """Returns the logit of one text from its word vectors `[t e]`, by the float64 model."""
     _, params = make_model("cell-lstm")
     if len(vectors) == 0:
         vectors, length = np.zeros((1, 4)), 0
@@ -78,11 +78,13 @@ def gradient_at(vectors: np.ndarray) -> np.ndarray:
     for index in np.ndindex(vectors.shape):
         offset = np.zeros_like(vectors)
         offset[index] = step
-        gradient[index] = (oracle(vectors + offset) - oracle(vectors - offset)) / (2 * step)
+        gradient[index] = (
+            reference_logit(vectors + offset) - reference_logit(vectors - offset)
+        ) / (2 * step)
     return gradient
 
 
-NONEMPTY = (0, 2, 3)  # rows with tokens
+ROWS_WITH_TOKENS = (0, 2, 3)
 
 
 SLOW_TO_COMPILE = ("smoothgrad", "integrated_gradients", "lime")
@@ -115,27 +117,27 @@ def test_other_rows_of_the_batch_change_no_weight(name):
     tokens, lengths, keys = random_tokens(), LENGTHS.copy(), keys_of(1)
     tokens[:3] = np.random.default_rng(4).integers(1, VOCABULARY, (3, STEPS))
     lengths[:3] = [5, 6, 0]
-    in_other_batch = attribute(attribution, tokens=tokens, lengths=lengths, keys=keys)[3]
+    weights = attribute(attribution, tokens=tokens, lengths=lengths, keys=keys)[3]
     expected = attribute(attribution, keys=jnp.concatenate([keys_of()[:3], keys[3:]]))[3]
-    np.testing.assert_allclose(in_other_batch, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    np.testing.assert_allclose(weights, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_gradients_equal_central_differences():
     gradient = attribute(ATTRIBUTIONS["gradient"]())
     times_input = attribute(GradientTimesInput())
-    for row in NONEMPTY:
+    for row in ROWS_WITH_TOKENS:
         expected, vectors = gradient_at(vectors_of(row)), vectors_of(row)
-        own = slice(LENGTHS[row])
-        lengths = np.linalg.norm(expected, axis=1)
-        np.testing.assert_allclose(gradient[row, own], lengths, atol=TOLERANCE)
+        tokens = slice(LENGTHS[row])
+        norms = np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(gradient[row, tokens], norms, atol=TOLERANCE)
         products = (vectors * expected).sum(axis=1)
-        np.testing.assert_allclose(times_input[row, own], products, atol=TOLERANCE)
+        np.testing.assert_allclose(times_input[row, tokens], products, atol=TOLERANCE)
 
 
 def test_gradient_can_hold_the_attention_constant():
-    through, held = attribute(GradientTimesInput()), attribute(GradientTimesInput(False))
-    assert np.abs(through - held).max() > 1e-4
-    uniform = "attention-uniform"  # does not depend on the inputs
+    full, constant_attention = (attribute(GradientTimesInput(flag)) for flag in (True, False))
+    assert np.abs(full - constant_attention).max() > 1e-4
+    uniform = "attention-uniform"  # its weights do not depend on the inputs
     np.testing.assert_allclose(
         attribute(GradientTimesInput(False), uniform),
         attribute(GradientTimesInput(), uniform),
@@ -143,22 +145,22 @@ def test_gradient_can_hold_the_attention_constant():
     )
 
 
-def test_integrated_gradients_equal_a_fine_midpoint_sum():
+def test_integrated_gradients_equal_a_midpoint_sum_of_the_float64_gradients():
     weights, parts = attribute(IntegratedGradients()), 20
     for row in (2, 3):
         vectors = vectors_of(row)
-        middles = (np.arange(parts) + 0.5) / parts
-        mean = sum(gradient_at(middle * vectors) for middle in middles) / parts
+        midpoints = (np.arange(parts) + 0.5) / parts
+        mean = sum(gradient_at(midpoint * vectors) for midpoint in midpoints) / parts
         # The midpoint rule has an error of order 1 / parts^2.
         expected = (vectors * mean).sum(axis=1)
-        own = slice(LENGTHS[row])
-        np.testing.assert_allclose(weights[row, own], expected, atol=TOLERANCE, rtol=1 / parts**2)
-        rough = attribute(IntegratedGradients(points=1))[row, own]
-        assert np.abs(rough - expected).max() > 5 * np.abs(weights[row, own] - expected).max()
+        actual = weights[row, : LENGTHS[row]]
+        np.testing.assert_allclose(actual, expected, atol=TOLERANCE, rtol=1 / parts**2)
+        one_point = attribute(IntegratedGradients(points=1))[row, : LENGTHS[row]]
+        assert np.abs(one_point - expected).max() > 5 * np.abs(actual - expected).max()
 
 
 @pytest.mark.parametrize("name", ["cell-lstm", "attention-dot", "pooling-max"])
-def test_integrated_gradients_sum_to_the_change_of_the_logit(name):
+def test_integrated_gradients_sum_to_the_change_in_the_logit(name):
     model, params = make_model(name)
     tokens, lengths = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
     error_of, errors = jax.jit(partial(completeness_error, model)), []
@@ -172,19 +174,19 @@ def test_integrated_gradients_sum_to_the_change_of_the_logit(name):
 
 def test_leave_one_out_equals_deleting_the_token():
     weights = attribute(LeaveOneOut())
-    for row in NONEMPTY:
+    for row in ROWS_WITH_TOKENS:
         vectors = vectors_of(row)
-        for at in range(LENGTHS[row]):
-            expected = oracle(vectors) - oracle(np.delete(vectors, at, axis=0))
-            np.testing.assert_allclose(weights[row, at], expected, atol=TOLERANCE)
+        for t in range(LENGTHS[row]):
+            expected = reference_logit(vectors) - reference_logit(np.delete(vectors, t, axis=0))
+            np.testing.assert_allclose(weights[row, t], expected, atol=TOLERANCE)
 
 
 @pytest.mark.slow
-def test_smooth_gradient_without_noise_is_the_gradient_and_converges_with_samples():
+def test_smooth_gradient_without_noise_is_the_gradient_and_more_samples_reduce_its_variance():
     gradient = attribute(ATTRIBUTIONS["gradient"]())
     np.testing.assert_allclose(attribute(SmoothGrad(noise=0.0)), gradient, atol=TOLERANCE)
     assert np.abs(attribute(SmoothGrad()) - gradient).max() > 1e-3
-    few, many = (  # more samples, less variance
+    few, many = (
         [attribute(SmoothGrad(samples=samples), keys=keys_of(seed)) for seed in (0, 1)]
         for samples in (2, 100)
     )
@@ -196,49 +198,49 @@ def test_smooth_gradient_is_the_mean_over_noise_samples():
     weights, keys = attribute(smooth), keys_of()
     draw = partial(jax.random.normal, shape=vectors_of(0).shape[1:])
     noise = [np.asarray(draw_per_token(keys, STEPS, draw, number)) for number in range(3)]
-    for row in NONEMPTY:
-        vectors, own = vectors_of(row), slice(LENGTHS[row])
+    for row in ROWS_WITH_TOKENS:
+        vectors, tokens = vectors_of(row), slice(LENGTHS[row])
         deviation = 0.3 * (vectors.max() - vectors.min())
-        mean = np.mean([gradient_at(vectors + deviation * n[row, own]) for n in noise], axis=0)
+        mean = np.mean([gradient_at(vectors + deviation * n[row, tokens]) for n in noise], axis=0)
         np.testing.assert_allclose(
-            weights[row, own], np.linalg.norm(mean, axis=1), atol=TOLERANCE, rtol=TOLERANCE
+            weights[row, tokens], np.linalg.norm(mean, axis=1), atol=TOLERANCE, rtol=TOLERANCE
         )
 
 
-def test_lime_equals_scikit_learns_ridge_on_logits_of_single_copies():
+def test_lime_equals_the_ridge_regression_of_scikit_learn():
     lime, tokens = Lime(samples=20), random_tokens()
     keeps = np.asarray(lime.copies(jnp.asarray(tokens), jnp.asarray(LENGTHS), keys_of()))
     weights = attribute(lime)
     for row in (0, 3):
-        own, vectors = slice(LENGTHS[row]), vectors_of(row)
-        kept = keeps[:, row, own]
-        assert kept[0].all()
-        assert not kept[1:].all(axis=1).any()
-        logits = [oracle(vectors[each]) for each in kept]
-        distance = 1 - np.sqrt(kept.sum(axis=1) / LENGTHS[row])
+        tokens_of_row, vectors = slice(LENGTHS[row]), vectors_of(row)
+        masks = keeps[:, row, tokens_of_row]
+        assert masks[0].all()
+        assert not masks[1:].all(axis=1).any()
+        logits = [reference_logit(vectors[mask]) for mask in masks]
+        distance = 1 - np.sqrt(masks.sum(axis=1) / LENGTHS[row])
         proximity = np.exp(-((distance / lime.width) ** 2))
-        expected = Ridge(alpha=lime.ridge).fit(kept, logits, sample_weight=proximity).coef_
-        np.testing.assert_allclose(weights[row, own], expected, atol=TOLERANCE)
+        expected = Ridge(alpha=lime.ridge).fit(masks, logits, sample_weight=proximity).coef_
+        np.testing.assert_allclose(weights[row, tokens_of_row], expected, atol=TOLERANCE)
 
 
-def test_lime_copies_draw_the_number_of_deleted_words_uniformly():
+def test_lime_samples_the_number_of_deleted_words_uniformly():
     lime = Lime(samples=3000)
     tokens, lengths = jnp.ones((1, 7), jnp.int32), jnp.array([5])
-    kept = np.asarray(lime.copies(tokens, lengths, keys_of()[:1]))[1:, 0]
-    assert not kept[:, 5:].any()
-    counts = np.bincount(kept.sum(axis=1), minlength=5)
+    masks = np.asarray(lime.copies(tokens, lengths, keys_of()[:1]))[1:, 0]
+    assert not masks[:, 5:].any()
+    counts = np.bincount(masks.sum(axis=1), minlength=5)
     assert len(counts) == 5
     # Five standard deviations: binomial of 3,000 draws at 0.2, and each word's frequency.
     assert np.abs(counts / 3000 - 0.2).max() < 0.04
-    assert np.abs(kept[:, :5].mean(axis=0) - 0.4).max() < 0.05
+    assert np.abs(masks[:, :5].mean(axis=0) - 0.4).max() < 0.05
 
 
-def test_attention_weights_are_the_models_or_zero_without_attention():
+def test_attention_attribution_equals_the_models_weights_or_zero_without_attention():
     model, params = make_model("cell-lstm")
     tokens, lengths = jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
     weights = attribute(ATTRIBUTIONS["attention"]())
-    own = jax.jit(model.__call__)(params, tokens, lengths).weights
-    np.testing.assert_allclose(weights, own, atol=1e-7)
+    expected = jax.jit(model.__call__)(params, tokens, lengths).weights
+    np.testing.assert_allclose(weights, expected, atol=1e-7)
     assert (attribute(ATTRIBUTIONS["attention"](), "pooling-last") == 0).all()
 
 
@@ -249,7 +251,7 @@ def test_random_weights_depend_only_on_the_key():
     assert (weights < 1).all()
 
 
-def test_compact_moves_kept_tokens_to_the_front():
+def test_compact_moves_the_remaining_tokens_to_the_front():
     keep = jnp.array([[True, False, True, False, True], [False, False, True, True, True]])
     positions, lengths = compact(jnp.array([4, 2]), keep)
     assert lengths.tolist() == [2, 0]
@@ -258,8 +260,8 @@ def test_compact_moves_kept_tokens_to_the_front():
 
 @pytest.mark.slow
 def test_lime_does_not_deadlock_on_two_cpu_devices():
-    # XLA runs batched linear solves on a thread pool that two devices can exhaust: at this size it
-    # deadlocked between the first and the twentieth batch.
+    # XLA runs batched linear solves on a thread pool that two devices can exhaust. At this size a
+    # deadlock occurred within the first twenty batches.
     code = """
 import jax
 import jax.numpy as jnp
@@ -286,8 +288,11 @@ for seed in range(20):
 # Synthetic task
 
 
-def fraction_found(attribution) -> float:
-    """Returns the fraction of texts whose largest weight, toward the label, is informative."""
+def fraction_informative(attribution) -> float:
+    """Returns the fraction of texts whose informative word has the largest weight.
+
+    Signed weights are negated for label 0.
+    """
     task = synthetic_task()
     labels, lengths = task.held_out.labels, task.held_out.lengths
     run = jax.jit(partial(attribution, task.model))
@@ -304,8 +309,10 @@ def fraction_found(attribution) -> float:
     ["leave_one_out", "integrated_gradients", pytest.param("lime", marks=pytest.mark.slow)],
 )
 def test_informative_word_has_the_largest_weight(name):
-    assert fraction_found(ATTRIBUTIONS[name]()) > 0.95
+    assert fraction_informative(ATTRIBUTIONS[name]()) > 0.95
 
 
 def test_random_weights_do_not_find_the_informative_word():
-    assert fraction_found(Random()) < 0.3  # chance is 1 in 10, the mean length
+    assert (
+        fraction_informative(Random()) < 0.3
+    )  # chance is about 1 in 10, since texts have about 10 words

@@ -1,4 +1,4 @@
-"""The explain command: the page and its behaviour in a browser, other formats, bad input."""
+"""The explain command: the HTML page, its behaviour in a browser, other formats, bad input."""
 
 import base64
 import dataclasses
@@ -46,7 +46,7 @@ def page(run, tmp_path) -> str:
 # The page
 
 
-def test_page_shows_the_models_weights(page, run):
+def test_page_contains_the_words_probability_and_weights_of_the_model(page, run):
     (text,) = data_of(page)["texts"]
     (predicted,) = Predictor(run.model)([MARKUP])
     words = text["pieces"][1::2][text["skipped"] :]
@@ -64,7 +64,7 @@ def test_page_shows_the_models_weights(page, run):
         (expected,) = ATTRIBUTIONS[name]()(model, jax.device_put(exported.params), *inputs)
         atol = 1e-6 * np.abs(expected).max()
         np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=atol)
-    names = [each["name"] for each in data_of(page)["attributions"]]
+    names = [attribution["name"] for attribution in data_of(page)["attributions"]]
     assert names == list(text["weights"])
     assert "leave_one_out" in names
 
@@ -95,8 +95,10 @@ def test_examples_of_a_split_have_their_texts_labels_and_rows(trained_copy, caps
         assert text["label"] == label
         assert text["probability"] == pytest.approx(probability, abs=2e-6)
     assert explain(run.folder, *options, "--split", "validation", "--seed", 1) == 0
-    again = data_of((run.folder / "explanations.html").read_text())
-    assert [text["name"] for text in again["texts"]] != [text["name"] for text in data["texts"]]
+    with_other_seed = data_of((run.folder / "explanations.html").read_text())
+    assert [text["name"] for text in with_other_seed["texts"]] != [
+        text["name"] for text in data["texts"]
+    ]
 
 
 def random_explanations(words: int = 500, texts: int = 50) -> list[Explanation]:
@@ -133,12 +135,12 @@ def test_page_of_fifty_long_texts_is_under_two_megabytes():
     assert len(page_of(random_explanations()).encode()) < 2e6
 
 
-def test_disagreement_compares_magnitudes_and_skips_uniform_weights():
+def test_disagreement_compares_magnitudes_and_ignores_uniform_weights():
     ones = np.array([[1.0, -2.0, 3.0, 0.0]])
     assert disagreement([ones, -ones], np.array([3])) == pytest.approx([0])
     assert disagreement([ones, 1 / (1 + abs(ones))], np.array([3])) == pytest.approx([2])
     assert np.isnan(disagreement([ones], np.array([3]))).all()
-    # Uniform weights are left out of a row's mean, whatever the other rows have.
+    # Uniform weights of a row are excluded from the mean of that row, not from other rows.
     both, uniform = np.repeat(ones, 2, axis=0), np.stack([abs(ones[0]), np.ones(4)])
     disagreements = disagreement([both, -both, uniform], np.array([3, 3]))
     np.testing.assert_allclose(disagreements, [0, 0])
@@ -154,57 +156,57 @@ SHADES = SHADES.replace("{}", "w.style.backgroundColor")
 
 
 @needs_browser
-def test_page_works_in_a_browser(tmp_path, page):
+def test_page_can_be_shaded_searched_and_sorted_in_a_browser(tmp_path, page):
     entries = random_explanations(words=40, texts=4)
     zebra = {"text": "zebra" + entries[2].text[5:], "label": 0}
     entries[2] = entries[2]._replace(probability=0.99, predicted=1, **zebra)
     (tmp_path / "random.html").write_text(page_of(entries))
     (tmp_path / "markup.html").write_text(page)
-    with browser(tmp_path / "browser") as at:
-        at.open((tmp_path / "random.html").as_uri())
-        # The switch changes the shading, and restores it.
-        attention = at.run(SHADES)
-        at.run("document.querySelector('input[value=leave_one_out]').click()")
-        left_out = at.run(SHADES)
+    with browser(tmp_path / "browser") as tab:
+        tab.open((tmp_path / "random.html").as_uri())
+        # Selecting an attribution changes the shading; selecting the first restores it.
+        attention = tab.run(SHADES)
+        tab.run("document.querySelector('input[value=leave_one_out]').click()")
+        left_out = tab.run(SHADES)
         assert attention != left_out
         intensities = [float(part) for part in re.findall(r"\* (\d?\.?\d+)\)", left_out)]
         weights = np.abs(entries[0].weights["leave_one_out"])
         np.testing.assert_allclose(intensities, weights / weights.max(), atol=0.001)
         colour = "getComputedStyle(document.querySelector('[data-word=\"{}\"]')).backgroundColor"
-        alpha = float(at.run(colour.format(weights.argmax())).split(",")[-1].strip(" )"))
+        alpha = float(tab.run(colour.format(weights.argmax())).split(",")[-1].strip(" )"))
         assert alpha == pytest.approx(0.7, abs=0.005)  # colours have 8 bits
-        at.run("document.querySelector('input[value=attention]').click()")
-        assert at.run(SHADES) == attention
-        # Search and order.
-        assert at.run(NAMES) == ["0", "1", "2", "3"]
+        tab.run("document.querySelector('input[value=attention]').click()")
+        assert tab.run(SHADES) == attention
+        # Searching and sorting.
+        assert tab.run(NAMES) == ["0", "1", "2", "3"]
         choose = "$('order').value = '{}'; $('order').dispatchEvent(new Event('change'))"
-        at.run(choose.format("error"))
-        assert at.run(NAMES)[0] == "2"
-        at.run(choose.format("confidence"))
+        tab.run(choose.format("error"))
+        assert tab.run(NAMES)[0] == "2"
+        tab.run(choose.format("confidence"))
         confidence = [abs(entry.probability - 0.5) for entry in entries]
-        assert at.run(NAMES) == [str(row) for row in np.argsort(confidence)[::-1]]
-        at.run(choose.format("disagreement"))
+        assert tab.run(NAMES) == [str(row) for row in np.argsort(confidence)[::-1]]
+        tab.run(choose.format("disagreement"))
         disagreements = [entry.disagreement for entry in entries]
-        assert at.run(NAMES) == [str(row) for row in np.argsort(disagreements)[::-1]]
-        at.run("$('search').value = 'Zebra'; $('search').dispatchEvent(new Event('input'))")
-        assert at.run(NAMES) == ["2"]
-        assert at.run("$('count').textContent") == "1 of 4 texts"
+        assert tab.run(NAMES) == [str(row) for row in np.argsort(disagreements)[::-1]]
+        tab.run("$('search').value = 'Zebra'; $('search').dispatchEvent(new Event('input'))")
+        assert tab.run(NAMES) == ["2"]
+        assert tab.run("$('count').textContent") == "1 of 4 texts"
         # The tooltip of a word shows its weights at full precision.
         over = "new PointerEvent('pointerover', {bubbles: true})"
-        at.run(f"document.querySelector('[data-word=\"3\"]').dispatchEvent({over})")
-        tip = at.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
+        tab.run(f"document.querySelector('[data-word=\"3\"]').dispatchEvent({over})")
+        tip = tab.run("[...$('tip').querySelectorAll('tr')].map((r) => r.innerText.split('\\t'))")
         assert [name for name, _ in tip] == [label_of(name) for name in entries[2].weights]
         for (_, shown), weights in zip(tip, entries[2].weights.values(), strict=True):
             assert float(shown) == pytest.approx(weights[3], rel=1e-4)
         # Markup is displayed, not executed.
-        at.open((tmp_path / "markup.html").as_uri() + "#by=leave_one_out&theme=dark")
-        assert at.run("document.querySelector('.text').textContent") == MARKUP
-        assert at.run("document.querySelectorAll('img').length") == 0
-        assert at.run("document.querySelector('input:checked').value") == "leave_one_out"
-        assert at.run("document.documentElement.dataset.theme") == "dark"
-        assert at.errors == []
-        assert all(address.startswith("file://") for address in at.requests)
-        picture = base64.b64decode(at.command("Page.captureScreenshot")["data"])
+        tab.open((tmp_path / "markup.html").as_uri() + "#by=leave_one_out&theme=dark")
+        assert tab.run("document.querySelector('.text').textContent") == MARKUP
+        assert tab.run("document.querySelectorAll('img').length") == 0
+        assert tab.run("document.querySelector('input:checked').value") == "leave_one_out"
+        assert tab.run("document.documentElement.dataset.theme") == "dark"
+        assert tab.errors == []
+        assert all(address.startswith("file://") for address in tab.requests)
+        picture = base64.b64decode(tab.command("Page.captureScreenshot")["data"])
         assert picture.startswith(b"\x89PNG")
 
 
@@ -213,8 +215,8 @@ def test_page_works_in_a_browser(tmp_path, page):
 
 def test_terminal_lists_the_strongest_words(run, capsys):
     assert explain(run.folder, "brillo filmo dregg", "--format", "terminal") == 0
-    about, *lines = capsys.readouterr().out.splitlines()
-    assert "Largest completeness error of integrated gradients: " in about
+    summary, *lines = capsys.readouterr().out.splitlines()
+    assert "Largest completeness error of integrated gradients: " in summary
     assert lines[0].startswith("text from the command line: predicted ")
     assert [line.split(":")[0] for line in lines[1:]] == [
         "attention",
@@ -234,13 +236,15 @@ def test_json_has_one_line_per_text(run, tmp_path):
     assert len(line["weights"]["gradient"]) == 3
 
 
-def test_png_is_a_picture_shaded_by_the_attribution(run, tmp_path):
+def test_png_depends_on_the_attribution(run, tmp_path):
     pictures = []
     for name in ("random", "gradient"):
         out = ("--format", "png", "--attributions", name, "--out", tmp_path / f"{name}.png")
         assert explain(run.folder, "a $ brillo filmo", *out) == 0
         pictures.append(imread(tmp_path / f"{name}.png"))
-    first, second = (picture[85:] for picture in pictures)  # below the title with the name
+    first, second = (
+        picture[85:] for picture in pictures
+    )  # without the title, which contains the name
     assert first.shape == second.shape
     assert (first != second).any()
     assert first.min() < 0.5 < first.max()
@@ -249,7 +253,7 @@ def test_png_is_a_picture_shaded_by_the_attribution(run, tmp_path):
 # Bad input
 
 
-def test_text_may_have_one_word_or_twenty_thousand(run, tmp_path):
+def test_texts_of_one_word_and_of_twenty_thousand_words_are_explained(run, tmp_path):
     out = tmp_path / "page.html"
     assert explain(run.folder, "brillo", "--out", out) == 0
     (text,) = data_of(out.read_text())["texts"]
@@ -276,7 +280,7 @@ def test_text_may_have_one_word_or_twenty_thousand(run, tmp_path):
         (["--split", "test"], "unknown split of movie_reviews 'test'"),
     ],
 )
-def test_mistake_is_one_line(trained_copy, arguments, message):
+def test_bad_option_is_a_one_line_error(trained_copy, arguments, message):
     assert message in error_of(
         explain, tiny_run(trained_copy).folder, *arguments, "--cache", trained_copy / "cache"
     )
@@ -290,34 +294,29 @@ def test_run_without_attention_shows_the_other_attributions(untrained, capsys):
     assert "This model has no attention: its pooling is max." in capsys.readouterr().out
     data = data_of(out.read_text())
     assert data["note"].startswith("This model has no attention")
-    assert "attention" not in [each["name"] for each in data["attributions"]]
+    assert "attention" not in [attribution["name"] for attribution in data["attributions"]]
     message = error_of(explain, run.folder, "brillo", "--attributions", "attention")
     assert message.startswith("the model has no attention to show: its pooling is 'max'; choose")
 
 
-def test_model_of_another_version_is_refused(trained_copy):
+def test_model_of_another_version_is_an_error(trained_copy):
     run = tiny_run(trained_copy)
     data = run.model.read_bytes()
     run.model.write_bytes(data.replace(b"bilstm_attn 1", b"bilstm_attn 0"))
     assert "must have the format" in error_of(explain, run.folder, "brillo")
 
 
-def test_missing_data_is_one_line(trained_copy):
+def test_missing_data_is_a_one_line_error_that_names_the_archive(trained_copy):
     params, config, vocabulary, _ = load_model(tiny_run(trained_copy).model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="imdb"))
     export_model(trained_copy / "of_imdb.safetensors", params, config, vocabulary)
-    empty = ["--cache", trained_copy / "nothing", "--data-dir", trained_copy / "nothing"]
-    message = error_of(
-        explain,
-        trained_copy / "of_imdb.safetensors",
-        *empty,
-        "--archive",
-        trained_copy / "no.tar.gz",
-    )
+    missing = ["--cache", trained_copy / "missing", "--data-dir", trained_copy / "missing"]
+    missing += ["--archive", trained_copy / "no.tar.gz"]
+    message = error_of(explain, trained_copy / "of_imdb.safetensors", *missing)
     assert str(trained_copy / "no.tar.gz") in message
 
 
-def test_texts_that_differ_from_the_token_cache_are_refused(trained_copy):
+def test_texts_that_differ_from_the_token_cache_are_an_error(trained_copy):
     # The tiny data set's tokens are cached under the real data set's name, whose texts differ.
     run = tiny_run(trained_copy)
     message = error_of(

@@ -1,4 +1,4 @@
-"""Faithfulness measures against values computed by hand."""
+"""Faithfulness measures compared with values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -62,24 +62,25 @@ def test_rank_puts_padding_last_and_keeps_the_order_of_ties():
     assert rank(scores, jnp.array([4, 2])).tolist() == [[1, 0, 2, 3], [0, 1, 2, 3]]
 
 
-def test_comprehensiveness_and_sufficiency_equal_values_by_hand():
+def test_comprehensiveness_and_sufficiency_equal_values_computed_by_hand():
     measures = aopc(MODEL, VALUES, TOKENS, LENGTHS, SCORES, fractions=(0.25, 0.5))
-    # Row 0, 4 tokens: the top 1 is word 1, the top 2 are words 1 and 3.
-    whole = expit(1.75)
-    expected = whole - np.mean(expit([-0.25, -0.75])), whole - np.mean(expit([2.0, 2.5]))
-    # Row 1, 2 tokens, predicted label 0: the top 1 is word 5 for both fractions.
+    # Row 0 has 4 tokens: the top token is word 1, the top two are words 1 and 3.
+    full_text = expit(1.75)
+    expected = full_text - np.mean(expit([-0.25, -0.75])), full_text - np.mean(expit([2.0, 2.5]))
+    # Row 1 has 2 tokens and predicted label 0: the top token is word 5 for both fractions.
     expected += expit(1.0) - expit(-2.0), expit(1.0) - expit(3.0)
     actual = [measure[row] for row in (0, 1) for measure in measures]
     np.testing.assert_allclose(actual, expected, atol=1e-6)  # float32 rounding of probabilities
     assert [float(measure[2]) for measure in measures] == [0, 0]  # nothing to delete
 
 
-def test_fraction_to_flip_equals_values_by_hand():
-    # Without word 1 the first logit is -0.25; without word 5 the second is 2. Empty never flips.
+def test_fraction_to_flip_equals_values_computed_by_hand():
+    # Without word 1 the first logit is -0.25; without word 5 the second is 2. An empty text
+    # never flips.
     assert fraction_to_flip(MODEL, VALUES, TOKENS, LENGTHS, SCORES).tolist() == [0.25, 0.5, 1]
-    worst = fraction_to_flip(MODEL, VALUES, TOKENS, LENGTHS, -SCORES)
-    # Opposing words are deleted first, so the prediction only gets stronger.
-    assert worst.tolist() == [1, 1, 1]
+    # With negated scores, opposing words are deleted first and the prediction becomes stronger.
+    negated = fraction_to_flip(MODEL, VALUES, TOKENS, LENGTHS, -SCORES)
+    assert negated.tolist() == [1, 1, 1]
 
 
 def test_infidelity_is_zero_for_weights_proportional_to_the_true_contributions():
@@ -93,25 +94,25 @@ def test_infidelity_is_zero_for_weights_proportional_to_the_true_contributions()
     assert infidelity(MODEL, VALUES, TOKENS, LENGTHS, -SCORES[:, ::-1], KEYS)[0] > 0.1
 
 
-def test_infidelity_of_weights_with_the_wrong_sign_is_that_of_zero_weights():
+def test_infidelity_of_weights_with_the_wrong_sign_equals_that_of_zero_weights():
     wrong, zero = (
-        infidelity(MODEL, VALUES, TOKENS, LENGTHS, each, KEYS) for each in (-WEIGHTS, 0 * WEIGHTS)
+        infidelity(MODEL, VALUES, TOKENS, LENGTHS, scale * WEIGHTS, KEYS) for scale in (-1, 0)
     )
     np.testing.assert_allclose(wrong, zero, rtol=1e-6)
     assert zero[0] > 0.1
 
 
 def test_overlap_counts_the_tokens_in_both_top_sets():
-    ones = jnp.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
-    others = jnp.array([[3.0, 1.0, 4.0, 2.0], [1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert overlap_at(ones, others, LENGTHS, 2).tolist() == [0.5, 1, 1]
-    assert overlap_at(ones, others, LENGTHS, 1).tolist() == [0, 1, 1]
+    first = jnp.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+    second = jnp.array([[3.0, 1.0, 4.0, 2.0], [1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert overlap_at(first, second, LENGTHS, 2).tolist() == [0.5, 1, 1]
+    assert overlap_at(first, second, LENGTHS, 1).tolist() == [0, 1, 1]
 
 
 def test_kendall_ignores_padding():
-    ones = np.array([[1.0, 2.0, 3.0, 4.0, 0.0], [1.0, 5.0, 7.0, 8.0, 9.0]])
-    others = np.array([[1.0, 2.0, 4.0, 3.0, 9.0], [3.0, 1.0, 1.0, 1.0, 1.0]])
-    agreement = kendall(ones, others, np.array([4, 1]))
+    first = np.array([[1.0, 2.0, 3.0, 4.0, 0.0], [1.0, 5.0, 7.0, 8.0, 9.0]])
+    second = np.array([[1.0, 2.0, 4.0, 3.0, 9.0], [3.0, 1.0, 1.0, 1.0, 1.0]])
+    agreement = kendall(first, second, np.array([4, 1]))
     assert agreement.taus[0] == pytest.approx((5 - 1) / 6)  # concordant minus discordant pairs
     assert agreement.p_values[0] == pytest.approx(1 / 3)  # 8 of 24 orders are as extreme
     assert np.isnan(agreement.taus[1])
@@ -121,9 +122,9 @@ def test_kendall_ignores_padding():
 
 def test_agreement_reports_mean_spread_and_significant_fraction():
     generator = np.random.default_rng(0)
-    ones = generator.normal(size=(3, 30))
-    others = np.stack([ones[0], -ones[1], generator.normal(size=30)])
-    agreement = kendall(ones, others, np.full(3, 30))
+    first = generator.normal(size=(3, 30))
+    second = np.stack([first[0], -first[1], generator.normal(size=30)])
+    agreement = kendall(first, second, np.full(3, 30))
     assert agreement.taus[:2].tolist() == pytest.approx([1, -1])
     assert agreement.significant == pytest.approx(2 / 3)
     assert agreement.mean == pytest.approx(agreement.taus[2] / 3)

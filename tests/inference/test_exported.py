@@ -1,4 +1,4 @@
-"""The exported model: its task, and files of earlier versions."""
+"""The exported model: its task, and exports of earlier versions."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_export_stores_the_label_names_of_its_task(tmp_path):
     assert load_model(path).task == make_task("binary")
 
 
-def test_export_names_the_labels_as_the_data_set_does(tmp_path, monkeypatch):
+def test_export_stores_the_label_names_of_the_data_set(tmp_path, monkeypatch):
     named = type("Named", (MovieReviews,), {"label_names": ("bad", "good")})
     monkeypatch.setitem(DATASETS, "movie_reviews", named)
     config = Config(data=DataConfig(dataset="movie_reviews"))
@@ -67,7 +67,7 @@ def test_export_names_the_labels_as_the_data_set_does(tmp_path, monkeypatch):
     assert load_model(tmp_path / "model").task == make_task("binary", ("bad", "good"))
 
 
-def test_a_data_set_of_three_labels_does_not_fit_the_binary_task(untrained, monkeypatch):
+def test_data_set_with_three_labels_is_an_error_for_the_binary_task(untrained, monkeypatch):
     named = type("Named", (MovieReviews,), {"label_names": ("bad", "fair", "good")})
     monkeypatch.setitem(DATASETS, "movie_reviews", named)
     message = error_of(train, untrained)
@@ -75,15 +75,15 @@ def test_a_data_set_of_three_labels_does_not_fit_the_binary_task(untrained, monk
 
 
 @pytest.mark.parametrize(
-    ("task", "says"),
+    ("task", "reason"),
     [
         ({"name": "ranking", "label_names": ["low", "high"]}, "unknown task 'ranking'"),
         ({"name": "binary", "label_names": ["a", "b", "c"]}, "must have 2 labels, got 3"),
     ],
 )
-def test_export_of_another_task_is_one_line(tmp_path, task, says):
+def test_export_of_an_unsupported_task_is_a_one_line_error(tmp_path, task, reason):
     path = tmp_path / "model.safetensors"
     write_export(path, old_metadata() | {"task": json.dumps(task)})
     message = error_of(load_model, path)
     assert message.startswith(f"{path} cannot be used: ")
-    assert says in message
+    assert reason in message

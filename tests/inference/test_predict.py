@@ -1,4 +1,4 @@
-"""Asking a model about text: right words, right weights, and one line for what cannot be judged."""
+"""The predictor and the predict command: labels, words, weights, and one line per bad text."""
 
 import dataclasses
 import io
@@ -16,9 +16,8 @@ from tiny_run import compile_once, error_of, flip_bit, load_script
 from bilstm_attn.config import Config, DataConfig, ModelConfig
 from bilstm_attn.data.vocabulary import START, Vocabulary
 from bilstm_attn.errors import UserError
-from bilstm_attn.inference import predict as module
 from bilstm_attn.inference.exported import export_model, load_model
-from bilstm_attn.inference.predict import Predictor, predict_lines
+from bilstm_attn.inference.predict import MAX_WORDS, Predictor, predict_lines
 from bilstm_attn.nn.model import Model
 
 WORDS = ["filmo", "actar", "brillo", "dregg", "it's"]
@@ -27,7 +26,7 @@ CONFIG = Config(data=DataConfig(max_tokens=7, bucket_edges=(3,)), model=SMALL)
 
 
 def export(path: Path, **fields) -> Path:
-    """Writes a model that was never trained, its parameters large enough to make a difference."""
+    """Writes an untrained model with parameters large enough for distinct predictions."""
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(SMALL, **fields))
     vocabulary = Vocabulary(WORDS)
     params = Model(config.model, vocabulary.size).init(jax.random.key(3))
@@ -50,65 +49,67 @@ def predictor(model) -> Predictor:
 # Predictions
 
 
-def test_prediction_is_the_models_own(predictor, model):
-    [found] = predictor(["Brillo filmo, unheard brillo!"])
+def test_prediction_equals_the_output_of_the_model(predictor, model):
+    [prediction] = predictor(["Brillo filmo, unheard brillo!"])
     params, config, vocabulary, _ = load_model(model)
     params = jax.tree.map(jnp.asarray, params)
-    ids = jnp.array([[START, 6, 4, 2, 6]], jnp.int32)  # of the words' ranks, and 2 for unheard
+    ids = jnp.array(
+        [[START, 6, 4, 2, 6]], jnp.int32
+    )  # word ranks after the start token; 2: unknown word
     output = Model(config.model, vocabulary.size)(params, ids, jnp.array([5], jnp.int32))
     logit = float(output.logits[0])
-    assert abs(logit) > 1e-3  # else the model says nothing
-    # Another length of padding orders the sums otherwise: a few units in the last place.
-    assert found.probability == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
-    weights = [word.weight for word in found.words]
+    assert abs(logit) > 1e-3  # a prediction far from 0.5
+    # A different padding changes the order of sums: a few units in the last place.
+    assert prediction.probability == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
+    weights = [word.weight for word in prediction.words]
     assert weights == pytest.approx(np.asarray(output.weights[0, 1:]).tolist(), rel=1e-5)
-    assert found.label == ("positive" if logit > 0 else "negative")
+    assert prediction.label == ("positive" if logit > 0 else "negative")
 
 
-def test_words_are_those_of_the_text_in_its_own_spelling(predictor):
+def test_words_are_spans_of_the_original_text(predictor):
     text = "Brillo<br />FILMO -- it's"
-    [found] = predictor([text])
-    assert [text[w.start : w.stop] for w in found.words] == ["Brillo", "br", "FILMO", "it's"]
-    assert (found.read, found.given) == (4, 4)
+    [prediction] = predictor([text])
+    assert [text[w.start : w.stop] for w in prediction.words] == ["Brillo", "br", "FILMO", "it's"]
+    assert (prediction.read, prediction.given) == (4, 4)
 
 
-def test_of_a_long_text_the_last_words_are_read(predictor):
+def test_long_text_is_truncated_to_its_last_words(predictor):
     text = " ".join(["dregg"] * 5 + ["brillo"] * 7)
-    [found] = predictor([text])
-    assert (found.read, found.given) == (7, 12)
-    assert [text[word.start : word.stop] for word in found.words] == ["brillo"] * 7
-    assert sum(word.weight for word in found.words) == pytest.approx(1, abs=1e-6)
-    [alone] = predictor([" ".join(["brillo"] * 7)])
-    assert found.probability == alone.probability
+    [prediction] = predictor([text])
+    assert (prediction.read, prediction.given) == (7, 12)
+    assert [text[word.start : word.stop] for word in prediction.words] == ["brillo"] * 7
+    assert sum(word.weight for word in prediction.words) == pytest.approx(1, abs=1e-6)
+    [truncated] = predictor([" ".join(["brillo"] * 7)])
+    assert prediction.probability == truncated.probability
 
 
-def test_text_says_the_same_alone_and_among_others(predictor):
-    texts = ["brillo", "dregg filmo actar", "it's dregg"] * 12  # more than are asked at once
-    together = predictor(texts)
-    for at in (0, 1, 34, 35):
-        [alone] = predictor([texts[at]])
-        # Batches of other sizes order the sums otherwise: a few units in the last place.
-        assert together[at].probability == pytest.approx(alone.probability, rel=1e-5)
-    assert len({found.probability for found in together[:3]}) == 3
-    assert [found.text for found in together] == texts
+def test_prediction_does_not_depend_on_the_other_texts(predictor):
+    texts = ["brillo", "dregg filmo actar", "it's dregg"] * 12  # more than one batch
+    predictions = predictor(texts)
+    for index in (0, 1, 34, 35):
+        [single] = predictor([texts[index]])
+        # A different batch size changes the order of sums: a few units in the last place.
+        assert predictions[index].probability == pytest.approx(single.probability, rel=1e-5)
+    assert len({prediction.probability for prediction in predictions[:3]}) == 3
+    assert [prediction.text for prediction in predictions] == texts
 
 
-def test_top_words_come_by_falling_weight(predictor):
-    [found] = predictor(["brillo dregg filmo actar it's"])
-    weights = [word.weight for word in found.words]
+def test_top_words_are_sorted_by_decreasing_weight(predictor):
+    [prediction] = predictor(["brillo dregg filmo actar it's"])
+    weights = [word.weight for word in prediction.words]
     assert len(set(weights)) == 5
-    assert [word.weight for word in found.top(3)] == sorted(weights, reverse=True)[:3]
-    listed = found.as_json(3)["attention"]
+    assert [word.weight for word in prediction.top(3)] == sorted(weights, reverse=True)[:3]
+    listed = prediction.as_json(3)["attention"]
     assert [weight for _, weight in listed] == [round(w, 4) for w in sorted(weights)[:1:-1]]
 
 
 def test_model_without_attention_lists_no_words(tmp_path):
-    [found] = Predictor(export(tmp_path / "mean", pooling="mean"))(["brillo dregg"])
-    assert found.words == []
-    assert found.as_json(5)["attention"] == []
+    [prediction] = Predictor(export(tmp_path / "mean", pooling="mean"))(["brillo dregg"])
+    assert prediction.words == []
+    assert prediction.as_json(5)["attention"] == []
 
 
-# Texts that cannot be judged
+# Texts without a prediction
 
 
 @pytest.mark.parametrize("text", ["", " ", "...!?", "\n\t", "<>"])
@@ -128,91 +129,94 @@ def test_text_of_a_hundred_thousand_words_is_an_error(predictor):
     assert "only the last 7 are read; give the part that matters" in message
 
 
-def test_longest_text_that_is_allowed_is_judged(predictor):
-    [found] = predictor(["brillo " * module.MAX_WORDS])
-    assert (found.read, found.given) == (7, module.MAX_WORDS)
+def test_text_of_the_maximum_number_of_words_gets_a_prediction(predictor):
+    [prediction] = predictor(["brillo " * MAX_WORDS])
+    assert (prediction.read, prediction.given) == (7, MAX_WORDS)
 
 
-def judged(predictor, *lines: bytes) -> tuple[int, list[dict]]:
-    found = []
-    return predict_lines(predictor, lines, 2, found.append), found
+def results_of(predictor, *lines: bytes) -> tuple[int, list[dict]]:
+    """Returns the number of lines without a prediction, and the result of every line."""
+    results = []
+    return predict_lines(predictor, lines, 2, results.append), results
 
 
-def test_every_line_gets_an_object_and_bad_ones_say_why(predictor):
+def test_every_line_gives_a_prediction_or_an_error(predictor):
     lines = [b"brillo\r\n", b"\n", b"caf\xe9 brillo\n", b"unheard\n", b"dregg"]
-    failed, found = judged(predictor, *lines)
-    assert failed == 3
-    assert [line["line"] for line in found] == [1, 2, 3, 4, 5]
-    assert ["error" in line for line in found] == [False, True, True, True, False]
-    assert found[1]["error"] == "the text is empty; give at least one word"
-    assert found[2]["error"].startswith("line 3 must be UTF-8, but byte 3 is 0xe9; convert it")
-    assert found[4]["label"] in ("positive", "negative")
+    failures, results = results_of(predictor, *lines)
+    assert failures == 3
+    assert [line["line"] for line in results] == [1, 2, 3, 4, 5]
+    assert ["error" in line for line in results] == [False, True, True, True, False]
+    assert results[1]["error"] == "the text is empty; give at least one word"
+    assert results[2]["error"].startswith("line 3 must be UTF-8, but byte 3 is 0xe9; convert it")
+    assert results[4]["label"] in ("positive", "negative")
 
 
-def test_lines_are_numbered_on_beyond_a_chunk(predictor):
-    failed, found = judged(predictor, *[b"brillo"] * 40, b"", *[b"dregg"] * 30)
-    assert failed == 1
-    assert [line["line"] for line in found] == list(range(1, 72))
-    assert ["error" in line for line in found] == [at == 41 for at in range(1, 72)]
+def test_line_numbers_continue_across_chunks(predictor):
+    failures, results = results_of(predictor, *[b"brillo"] * 40, b"", *[b"dregg"] * 30)
+    assert failures == 1
+    assert [line["line"] for line in results] == list(range(1, 72))
+    assert ["error" in line for line in results] == [number == 41 for number in range(1, 72)]
 
 
-def test_chunk_of_bad_lines_alone_is_no_end(predictor):
-    failed, found = judged(predictor, *[b""] * 33, b"brillo")
-    assert (failed, len(found)) == (33, 34)
-    assert "probability" in found[33]
+def test_lines_after_a_chunk_without_valid_lines_get_predictions(predictor):
+    failures, results = results_of(predictor, *[b""] * 33, b"brillo")
+    assert (failures, len(results)) == (33, 34)
+    assert "probability" in results[33]
 
 
-def test_no_lines_are_no_failure(predictor):
-    assert judged(predictor) == (0, [])
+def test_no_lines_give_no_results(predictor):
+    assert results_of(predictor) == (0, [])
 
 
-# The script
+# The command
 
-ask = load_script("predict")
+predict = load_script("predict")
 
 
-def test_copied_model_is_all_that_it_takes(model, tmp_path, monkeypatch, capsys):
+def test_predict_needs_only_the_model_file(model, tmp_path, monkeypatch, capsys):
     path = shutil.copy(model, tmp_path / "elsewhere.safetensors")
     monkeypatch.chdir(tmp_path)
-    assert ask(path, "brillo filmo") == 0
-    alone = capsys.readouterr()
-    assert ask(model, "brillo filmo") == 0
-    assert alone == capsys.readouterr()
+    assert predict(path, "brillo filmo") == 0
+    copied = capsys.readouterr()
+    assert predict(model, "brillo filmo") == 0
+    assert copied == capsys.readouterr()
     assert sorted(tmp_path.iterdir()) == [Path(path)]
 
 
-def test_answer_says_label_probability_and_words(model, predictor, capsys):
-    assert ask(model, "brillo filmo dregg", "--top", 2) == 0
-    [found] = predictor(["brillo filmo dregg"])
-    words = [found.text[word.start : word.stop] for word in found.top(2)]
+def test_predict_prints_the_label_the_probability_and_the_top_words(model, predictor, capsys):
+    assert predict(model, "brillo filmo dregg", "--top", 2) == 0
+    [prediction] = predictor(["brillo filmo dregg"])
+    words = [prediction.text[word.start : word.stop] for word in prediction.top(2)]
     line, listed = capsys.readouterr().out.splitlines()
-    assert line == f"{found.label}  probability of positive {found.probability:.4f}"
+    assert line == f"{prediction.label}  probability of positive {prediction.probability:.4f}"
     assert [word for word in words if word not in listed] == []
     assert len(listed.split(",")) == 2
 
 
-def test_answer_says_how_much_was_read(model, capsys):
-    ask(model, "brillo " * 9)
+def test_predict_prints_how_many_words_are_read(model, capsys):
+    predict(model, "brillo " * 9)
     assert "only the last 7 of 9 words are read" in capsys.readouterr().out
 
 
-def test_answer_off_a_terminal_has_no_colour(model, capsys, monkeypatch):
+def test_output_has_no_colour_outside_a_terminal(model, capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    ask(model, "brillo [bold]filmo[/bold]")
+    predict(model, "brillo [bold]filmo[/bold]")
     assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
-def test_answer_is_shaded_on_a_terminal_unless_no_color(model, capsys, monkeypatch, no_color):
+def test_output_is_coloured_on_a_terminal_unless_no_color_is_set(
+    model, capsys, monkeypatch, no_color
+):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", no_color)
-    ask(model, "brillo filmo dregg")
+    predict(model, "brillo filmo dregg")
     assert ("48;" in capsys.readouterr().out) == (not no_color)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "the text is empty"),
         ("nothing heard", "the model knows none of the text's 2 words"),
@@ -220,70 +224,70 @@ def test_answer_is_shaded_on_a_terminal_unless_no_color(model, capsys, monkeypat
         ("caf\udce9 brillo", "the text must be UTF-8, but byte 3 is 0xe9; convert it"),
     ],
 )
-def test_script_says_what_is_wrong_with_a_text(model, text, says):
-    with pytest.raises(UserError, match=says):
-        ask(model, text)
+def test_bad_text_is_an_error(model, text, message):
+    with pytest.raises(UserError, match=message):
+        predict(model, text)
 
 
 LINES = b"brillo filmo\n\ncaf\xe9\n" + b"dregg " * 100_000 + b"\nit's dregg\n"
 
 
 def check_lines(out: str) -> None:
-    found = [json.loads(line) for line in out.splitlines()]
-    assert [line["line"] for line in found] == [1, 2, 3, 4, 5]
-    assert ["error" in line for line in found] == [False, True, True, True, False]
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [line["line"] for line in results] == [1, 2, 3, 4, 5]
+    assert ["error" in line for line in results] == [False, True, True, True, False]
 
 
-def test_file_gives_a_json_line_a_line_and_fails_if_one_did(model, tmp_path, capsys):
+def test_file_gives_one_json_line_per_line_and_an_error_if_any_line_fails(model, tmp_path, capsys):
     (tmp_path / "reviews.txt").write_bytes(LINES)
     with pytest.raises(UserError, match="3 lines could not be judged; their JSON lines say why"):
-        ask(model, "--file", tmp_path / "reviews.txt")
+        predict(model, "--file", tmp_path / "reviews.txt")
     check_lines(capsys.readouterr().out)
 
 
-def test_standard_input_gives_a_json_line_a_line(model, monkeypatch, capsys):
+def test_standard_input_gives_one_json_line_per_line(model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LINES)))
     with pytest.raises(UserError, match="3 lines could not be judged"):
-        ask(model)
+        predict(model)
     check_lines(capsys.readouterr().out)
 
 
-def test_good_lines_alone_are_status_zero(model, tmp_path, capsys):
+def test_status_is_zero_if_every_line_gets_a_prediction(model, tmp_path, capsys):
     (tmp_path / "reviews.txt").write_bytes(b"brillo\ndregg\n")
-    assert ask(model, "--file", tmp_path / "reviews.txt", "--top", 1) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [len(line["attention"]) for line in found] == [1, 1]
+    assert predict(model, "--file", tmp_path / "reviews.txt", "--top", 1) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(line["attention"]) for line in results] == [1, 1]
 
 
-def test_closed_pipe_is_not_taken_for_an_unreadable_file(model, tmp_path, monkeypatch):
-    class Closed(io.StringIO):
+def test_closed_pipe_is_not_reported_as_an_unreadable_file(model, tmp_path, monkeypatch):
+    class ClosedPipe(io.StringIO):
         def write(self, text):
             raise BrokenPipeError
 
     (tmp_path / "reviews.txt").write_bytes(b"brillo\n")
-    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
     with pytest.raises(BrokenPipeError):
-        ask(model, "--file", tmp_path / "reviews.txt")
+        predict(model, "--file", tmp_path / "reviews.txt")
 
 
 def test_text_and_file_together_are_an_error(model, tmp_path):
     with pytest.raises(UserError, match="give a text or --file, not both"):
-        ask(model, "brillo", "--file", tmp_path)
+        predict(model, "brillo", "--file", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing.txt", ""])
 def test_file_that_cannot_be_read_is_an_error(model, tmp_path, name):
     with pytest.raises(UserError, match=r"cannot read .*; give another file"):
-        ask(model, "--file", tmp_path / name)
+        predict(model, "--file", tmp_path / name)
 
 
-@pytest.mark.parametrize("what", ["missing", "empty folder", "damaged"])
-def test_run_that_will_not_do_is_one_line(model, tmp_path, what):
+@pytest.mark.parametrize("problem", ["missing", "empty folder", "damaged"])
+def test_missing_or_damaged_run_is_an_error(model, tmp_path, problem):
     path = tmp_path / "run"
-    if what == "empty folder":
+    if problem == "empty folder":
         path.mkdir()
-    elif what == "damaged":
+    elif problem == "damaged":
         flip_bit(Path(shutil.copy(model, path)), model.stat().st_size - 1)
-    says = "is damaged" if what == "damaged" else "is not a run's folder"
-    with pytest.raises(UserError, match=says):
-        ask(path, "brillo")
+    message = "is damaged" if problem == "damaged" else "is not a run's folder"
+    with pytest.raises(UserError, match=message):
+        predict(path, "brillo")

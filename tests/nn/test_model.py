@@ -12,7 +12,7 @@ from model_variants import (
     CONFIGS,
     SMALL,
     VOCABULARY,
-    every_entry,
+    every_variant,
     initial,
     make_model,
 )
@@ -78,7 +78,7 @@ def assert_same_bits(actual, expected):
 PADDED = np.pad(random_tokens(), ((0, 0), (0, 4)))
 
 
-@every_entry
+@every_variant
 def test_more_padding_changes_no_output(name):
     _, params = make_model(name)
     short, long = (
@@ -91,8 +91,8 @@ def test_more_padding_changes_no_output(name):
     assert (np.asarray(long.states[:, STEPS:]) == 0).all()
 
 
-@pytest.mark.slow  # compiles a gradient per entry
-@every_entry
+@pytest.mark.slow  # compiles a gradient per variant
+@every_variant
 def test_more_padding_changes_no_gradient(name):
     short, d_params, d_inputs = run(name, keys_of(1))
     long, long_d_params, long_d_inputs = run(name, keys_of(1), PADDED)
@@ -101,13 +101,13 @@ def test_more_padding_changes_no_gradient(name):
     np.testing.assert_allclose(long_d_inputs[:STEPS], d_inputs, atol=TOLERANCE)
 
 
-@every_entry
+@every_variant
 def test_tokens_at_padding_change_no_bit_of_outputs_or_gradients(name):
     tokens = np.where(PADDING, 5, random_tokens())
     assert_same_bits(run(name, keys_of(1), tokens), run(name, keys_of(1)))
 
 
-@every_entry
+@every_variant
 def test_nan_at_padding_reaches_no_output_or_gradient(name):
     model, params = make_model(name)
     inputs = model.embed(params, jnp.asarray(random_tokens()))
@@ -117,7 +117,7 @@ def test_nan_at_padding_reaches_no_output_or_gradient(name):
     assert (np.asarray(expected[2])[PADDING.T] == 0).all()
 
 
-@every_entry
+@every_variant
 def test_permuting_rows_permutes_outputs(name):
     order = np.array([3, 0, 4, 2, 1])
     original, d_params, _ = run(name, keys_of(1))
@@ -152,7 +152,7 @@ def swap_directions(params):
     return swapped
 
 
-@every_entry
+@every_variant
 def test_reversing_an_example_swaps_the_directions(name):
     _, params = make_model(name)
     tokens = random_tokens()
@@ -168,14 +168,14 @@ def test_reversing_an_example_swaps_the_directions(name):
         )
 
 
-@every_entry
+@every_variant
 @pytest.mark.parametrize("length", [0, 1])
 def test_short_examples_have_finite_outputs_and_gradients(name, length):
     results = run(name, keys_of(1), lengths=np.full(ROWS, length))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
 
 
-@every_entry
+@every_variant
 def test_jit_equals_eager(name):
     model, params = make_model(name)
     arguments = params, jnp.asarray(random_tokens()), jnp.asarray(LENGTHS)
@@ -184,7 +184,7 @@ def test_jit_equals_eager(name):
     assert_trees_close(output_without_dropout(name, *arguments), eager, TOLERANCE)
 
 
-@every_entry
+@every_variant
 def test_the_key_determines_every_bit_of_parameters_and_outputs(name):
     assert_same_bits(initial(name, 3), initial(name, 3))
     assert not np.array_equal(initial(name, 3)["embedding"], initial(name, 4)["embedding"])
@@ -193,7 +193,7 @@ def test_the_key_determines_every_bit_of_parameters_and_outputs(name):
     assert not np.array_equal(first.logits, other.logits)
 
 
-@every_entry
+@every_variant
 def test_every_parameter_has_a_gradient(name):
     # Dropout may hide a parameter with one seed, so take the largest gradient of several seeds.
     gradients = [run(name, keys_of(seed))[1:] for seed in range(16)]
@@ -217,7 +217,7 @@ def test_only_words_in_the_batch_get_a_gradient_in_the_embedding():
     assert set(np.flatnonzero(has_gradient)) == set(np.asarray(tokens)[~PADDING])
 
 
-@every_entry
+@every_variant
 def test_logits_given_weights_match_logits_from_states(name):
     model, params = make_model(name)
     lengths = jnp.asarray(LENGTHS)

@@ -1,4 +1,4 @@
-"""Headless Chromium, controlled by the DevTools protocol through a pipe."""
+"""Headless Chromium, controlled with the DevTools protocol through a pipe."""
 
 import contextlib
 import json
@@ -17,25 +17,25 @@ FLAGS = [
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
-    "--disable-background-networking",  # this and the next three: only the page's own requests
+    "--disable-background-networking",  # this and the next three: only requests of the page
     "--disable-component-update",
     "--disable-sync",
     "--disable-quic",
     "--remote-debugging-pipe",
 ]
 
-# Starts Chromium with the pipes as file descriptors 3 and 4, which it expects.
+# Starts Chromium with the pipes as file descriptors 3 and 4, which --remote-debugging-pipe needs.
 START = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
-for at, pipe in enumerate(pipes, start=3):
-    os.dup2(pipe, at)
+for descriptor, pipe in enumerate(pipes, start=3):
+    os.dup2(pipe, descriptor)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
 class Page:
-    """A browser page, with the errors and network requests since it was opened."""
+    """A browser page, and its errors and network requests since the start of the browser."""
 
     def __init__(self, incoming: Any, outgoing: Any):
         self._incoming, self._outgoing, self._number, self._buffer = incoming, outgoing, 0, b""
@@ -93,7 +93,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Page]:
-    """Yields an empty page of a new browser, which keeps its files in `folder`."""
+    """Yields an empty page of a new browser, whose profile is stored in `folder`."""
     assert CHROMIUM
     to_browser, outgoing = os.pipe()
     incoming, from_browser = os.pipe()

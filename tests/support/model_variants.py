@@ -1,4 +1,4 @@
-"""A small model for every entry of every table."""
+"""A small model for every cell, encoder, attention, pooling and backend."""
 
 import dataclasses
 from functools import cache
@@ -18,8 +18,8 @@ from bilstm_attn.nn.pooling import POOLINGS
 VOCABULARY = 11
 SMALL = {"embedding_size": 4, "hidden_size": 3, "attention_size": 5, "dense_size": 2}
 DEFAULT = ModelConfig(**SMALL)
-CONFIGS = {"cell-lstm": DEFAULT}  # also the attention-additive and pooling-attention entry
-# Only the cell tests need two layers; one layer compiles faster.
+CONFIGS = {"cell-lstm": DEFAULT}  # also tests attention additive and pooling attention
+# (entries, layers): cells are tested with two layers; one layer compiles faster.
 TABLES = {
     "cell": (CELLS, 2),
     "encoder": (ENCODERS, 1),
@@ -34,29 +34,30 @@ CONFIGS |= {
 }
 CONFIGS["head-without-dense"] = dataclasses.replace(DEFAULT, layers=1, dense_size=0)
 prepare_native()
-BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # all others: scan
+BACKENDS = {"backend-native": "native", "backend-plain": "plain"}  # other variants: scan
 CONFIGS |= dict.fromkeys(BACKENDS, DEFAULT)
-every_entry = pytest.mark.parametrize("name", CONFIGS)
+every_variant = pytest.mark.parametrize("name", CONFIGS)
 
 
 @cache
 def make_model(name):
-    """Returns the model, and parameters that give logits of order 1."""
+    """Returns the model of a variant, and parameters that give logits of order 1."""
     model = Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan"))
-    numbers = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: leaf + np.float32(0.3) * numbers.normal(size=leaf.shape).astype(np.float32),
+        lambda leaf: leaf + np.float32(0.3) * generator.normal(size=leaf.shape).astype(np.float32),
         jax.device_get(initial(name, 0)),
     )
     if "dense" in params:
-        params["dense"]["bias"] += 3  # keeps every example off the flat part of the ReLU
+        params["dense"]["bias"] += 3  # the ReLU is active for every example
     return model, jax.device_put(params)
 
 
 @cache
-def make_initial(name):
+def jitted_init(name):
     return jax.jit(Model(CONFIGS[name], VOCABULARY, BACKENDS.get(name, "scan")).init)
 
 
 def initial(name, seed):
-    return make_initial(name)(jax.random.key(seed))
+    """Returns the initial parameters of a variant."""
+    return jitted_init(name)(jax.random.key(seed))

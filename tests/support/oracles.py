@@ -1,4 +1,4 @@
-"""NumPy float64 oracles: those of the tutorial's model, and loops over tokens for the variants."""
+"""NumPy float64 reference implementations of all cells, attentions and poolings."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ __all__ = ["RECURRENCES", "attention_scores", "lstm", "pool", "softmax_without_p
 
 
 def gru(params, inputs, lengths, reverse=False):
-    """Returns states [t b h], zero at padding, and the last hidden state [b h]."""
+    """Returns all GRU states [t b h], zero at padding, and the last states [b h]."""
     w, u, b, n_bias = (
         np.asarray(params[name], np.float64)
         for name in ("input_kernel", "recurrent_kernel", "bias", "candidate_bias")
@@ -40,7 +40,7 @@ RECURRENCES = {"lstm": lstm, "gru": gru}
 
 
 def attention_scores(name, params, states, query):
-    """Returns the score of every state [t b], by the equation of the attention called `name`."""
+    """Returns the scores [t b] of the attention called `name`."""
     if name == "additive":
         return additive_scores(params, states, query)
     params = {key: np.asarray(value, np.float64) for key, value in params.items()}
@@ -62,20 +62,20 @@ def attention_scores(name, params, states, query):
 
 
 def pool(name, states, last, weights, lengths):
-    """Returns one vector per example [b d], by the pooling called `name`."""
+    """Returns the context [b d] of the pooling called `name`."""
     if name == "attention":
         return weighted_sum(weights, states)
     context = np.zeros(states.shape[1:])
     for row, length in enumerate(lengths):
-        own = states[:length, row]
+        tokens = states[:length, row]
         if name == "last":
             context[row] = last[row]
         elif length == 0:
             continue
         elif name == "mean":
-            context[row] = own.mean(axis=0)
+            context[row] = tokens.mean(axis=0)
         elif name == "max":
-            context[row] = own.max(axis=0)
+            context[row] = tokens.max(axis=0)
         else:
             raise AssertionError(f"write the equation of {name} here")
     return context

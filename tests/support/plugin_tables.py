@@ -1,4 +1,4 @@
-"""A context in which plug-ins may be loaded: afterwards every table is as before."""
+"""A context manager that removes the plug-ins loaded within it from all tables."""
 
 import contextlib
 import importlib
@@ -9,7 +9,7 @@ from bilstm_attn.runtime import plugins
 
 @contextlib.contextmanager
 def plugin_scope() -> Iterator[Callable[[], None]]:
-    """Yields a function that unloads every plug-in, which is also called at the end."""
+    """Yields a function that unloads every plug-in; it is also called on exit."""
     tables = [
         getattr(importlib.import_module(family.module), table)
         for table, family in plugins.FAMILIES.items()

@@ -1,4 +1,4 @@
-"""Several processes that train the tiny recipe together, on 127.0.0.1."""
+"""Starts, waits for and inspects processes that train one tiny run together on 127.0.0.1."""
 
 import json
 import os
@@ -13,61 +13,65 @@ from tiny_run import FIELDS, ROOT
 
 from bilstm_attn.training.run_dir import RunDir
 
-SECONDS = 120  # for processes that share two cores with others
+TIMEOUT_SECONDS = 120  # processes may share two cores with other tests
 
 
 def free_port() -> int:
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        return here.getsockname()[1]
+    with socket.socket() as local:
+        local.bind(("127.0.0.1", 0))
+        return local.getsockname()[1]
 
 
 def start(folder: Path, processes: int, *more: str, **of_process: Any) -> list:
-    """Starts the tiny recipe in so many processes of one device.
+    """Starts `processes` processes with one device each; returns `subprocess.Popen` objects.
 
-    `p1=[...]` are words for process 1 alone, `path1` is where it finds modules first.
+    `p1=[...]` are arguments of process 1 only; `path1=folder` precedes its module search path.
     """
-    words = [ROOT / "scripts" / "train.py", "quickstart", "--name", "tiny", "--distributed"]
-    words += [word for name, value in FIELDS.items() for word in (f"--{name}", value)]
-    words += ["--runs", folder / "runs", "--cache", folder / "cache", "--log-every-steps", 2]
-    words += ["--devices", 1, "--coordinator", f"127.0.0.1:{free_port()}"]
-    words += ["--processes", processes, *more]
-    here = os.environ.get("PYTHONPATH")
-    return [
-        subprocess.Popen(
-            [str(word) for word in (sys.executable, *words, *own, "--process-id", number)],
+    command = [ROOT / "scripts" / "train.py", "quickstart", "--name", "tiny", "--distributed"]
+    command += [word for name, value in FIELDS.items() for word in (f"--{name}", value)]
+    command += ["--runs", folder / "runs", "--cache", folder / "cache", "--log-every-steps", 2]
+    command += ["--devices", 1, "--coordinator", f"127.0.0.1:{free_port()}"]
+    command += ["--processes", processes, *more]
+    started = []
+    for number in range(processes):
+        arguments = [*command, *of_process.get(f"p{number}", []), "--process-id", number]
+        paths = of_process.get(f"path{number}"), os.environ.get("PYTHONPATH")
+        process = subprocess.Popen(
+            [str(argument) for argument in (sys.executable, *arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [first, here]))},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
-        for number in range(processes)
-        for own, first in [(of_process.get(f"p{number}", []), of_process.get(f"path{number}"))]
-    ]
+        started.append(process)
+    return started
 
 
 def end(started: list) -> list[tuple[int, str, str]]:
-    """Returns status, output and errors of each process."""
+    """Waits for all processes; returns the status, output and error output of each."""
     try:
-        said = [process.communicate(timeout=SECONDS) for process in started]
+        outputs = [process.communicate(timeout=TIMEOUT_SECONDS) for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, *lines) for process, lines in zip(started, said, strict=True)]
+    return [(p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
 
 
 def losses(run: RunDir) -> list[float]:
+    """Returns all training losses in the metrics of a run."""
     return [r[name] for r in run.records() for name in ("loss", "train_loss") if name in r]
 
 
 def digests(run: RunDir) -> list[str]:
+    """Returns the digest of the training state in every checkpoint of a run."""
     folders = sorted(run.checkpoints.iterdir(), key=lambda path: int(path.name))
-    return [json.loads((at / "record/metadata").read_text())["state_sha256"] for at in folders]
+    records = [json.loads((folder / "record/metadata").read_text()) for folder in folders]
+    return [record["state_sha256"] for record in records]
 
 
 def wait_for(path: Path) -> None:
-    """Returns when there is such a file."""
-    until = time.monotonic() + SECONDS
+    """Waits until a file exists."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not path.exists():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.01)

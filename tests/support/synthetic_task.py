@@ -1,7 +1,7 @@
 """A synthetic task: texts of random words in which a single informative word gives the label.
 
-In a quarter of the training texts the informative word is missing and the label is random, so that
-a model cannot learn one label from one word and the other label from that word's absence.
+A quarter of the training texts lack the informative word and have random labels, so that a model
+cannot learn one label from a word and the other label from the absence of that word.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ from bilstm_attn.training.loop import train
 from bilstm_attn.training.train_program import make_program
 
 STEPS, TEXTS, UNINFORMATIVE, HELD_OUT, WORDS = 12, 700, 150, 100, 20
-FIRST_INFORMATIVE = 4  # the word of label 0; the next one is that of label 1
+FIRST_INFORMATIVE = 4  # id of the word of label 0; 5 is the word of label 1
 QUIET = Console(quiet=True)
 CONFIG = Config(
     data=DataConfig(max_tokens=STEPS, batch_size=48, bucket_edges=()),
@@ -41,14 +41,14 @@ CONFIG = Config(
 
 
 class SyntheticTask(NamedTuple):
-    """A trained model, its data, and where the informative words are."""
+    """A trained model, its data, and the positions of the informative words."""
 
     model: Model
     params: dict
     training: Examples
     held_out: Examples
-    tokens: np.ndarray  # of the held-out texts, [n t]
-    positions: np.ndarray  # of their informative words, [n]
+    tokens: np.ndarray  # held-out texts, [n t]
+    positions: np.ndarray  # of the informative words of the held-out texts, [n]
     mesh: Mesh
 
 

@@ -1,4 +1,4 @@
-"""Copies of modules without the harness's annotation checks, to test the package's own checks."""
+"""Copies of modules without annotation checks, to test the checks of the package itself."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ import pytest
 def unchecked_copy(module: ModuleType, *imported: tuple[ModuleType, ModuleType]) -> ModuleType:
     """Returns a copy of `module` whose annotations are not checked.
 
-    Each pair of `imported` replaces a module that `module` imports: `(original, replacement)`.
+    Each pair `(original, replacement)` of `imported` replaces a module that `module` imports.
     """
     name = f"unchecked_{module.__name__.rpartition('.')[2]}"
     spec = importlib.util.spec_from_file_location(name, module.__file__)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_variants import BACKENDS, CONFIGS, every_entry
+from model_variants import BACKENDS, CONFIGS, every_variant
 
 from bilstm_attn.config import DataConfig, OptimConfig
 from bilstm_attn.data.batches import plan_epoch, read_batch
@@ -125,8 +125,8 @@ def test_one_device_equals_eight():
 
 
 @pytest.mark.slow
-@every_entry
-def test_one_device_equals_several_for_every_entry(name):
+@every_variant
+def test_one_device_equals_several_for_every_variant(name):
     assert_devices_agree(4, name=name, batches=first_batches(ONE_LENGTH))
 
 
