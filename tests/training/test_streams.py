@@ -120,5 +120,5 @@ def test_a_quota_without_unlabelled_texts_is_one_line(untrained):
 
 
 def test_a_quota_that_does_not_divide_into_groups_is_refused():
-    with pytest.raises(UserError, match="positive multiple of the 2 groups"):
+    with pytest.raises(UserError, match="positive multiple of the 2 length groups"):
         DataConfig(max_tokens=6, batch_size=4, unlabelled_batch_size=3, bucket_edges=(3,))
