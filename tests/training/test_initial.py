@@ -108,7 +108,9 @@ def test_empty_source_is_all_random():
 @pytest.mark.parametrize("init_from", ["some.vec", "vector:some.vec", "model:", ":some.vec"])
 def test_source_of_another_syntax_is_one_line(init_from):
     message = error_of(TrainConfig, init_from=init_from)
-    assert message.startswith("train.init_from must be vectors:FILE, model:PATH, encoder:PATH or empty")
+    assert message.startswith(
+        "train.init_from must be vectors:FILE, model:PATH, encoder:PATH or empty"
+    )
 
 
 def test_changed_source_is_refused_also_for_runs_of_earlier_versions(tmp_path):
