@@ -1,4 +1,4 @@
-"""Runs to figures and tables."""
+"""Curves of one run, and a table of several."""
 
 import dataclasses
 import io
@@ -15,7 +15,10 @@ from bilstm_attn.training.run_dir import RunDir
 
 
 def draw_curves(records: Sequence[dict[str, Any]], split: str, path: Path) -> None:
-    """Draws loss and accuracy by epoch, training and `split`, as a PNG at `path`."""
+    """Draws loss and accuracy of training and of `split` by epoch, as a PNG at `path`.
+
+    Only what was logged is drawn: an objective may have no term called accuracy.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -25,21 +28,24 @@ def draw_curves(records: Sequence[dict[str, Any]], split: str, path: Path) -> No
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
+        logged = [record for record in steps if name in record]
         axes.plot(
-            [record["step"] / steps_per_epoch for record in steps],
-            [record[name] for record in steps],
+            [record["step"] / steps_per_epoch for record in logged],
+            [record[name] for record in logged],
             color="tab:blue",
             alpha=0.3,
             label="train, by step",
         )
         ends = [record["epoch"] for record in epochs]
         for kind, color in (("train", "tab:blue"), (split, "tab:orange")):
+            if f"{kind}_{name}" not in epochs[0]:
+                continue
             values = [record[f"{kind}_{name}"] for record in epochs]
             axes.plot(ends, values, "o-", color=color, label=f"{kind}, by epoch")
         axes.set(xlabel="epoch", title=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    losses.set(title="cross-entropy (nats)")
+    losses.set(title="loss")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracies.legend()
     image = io.BytesIO()
@@ -48,7 +54,7 @@ def draw_curves(records: Sequence[dict[str, Any]], split: str, path: Path) -> No
 
 
 def summarise(folders: Sequence[Path]) -> str:
-    """Returns a Markdown table of the runs below `folders`: a row a recipe and epoch.
+    """Returns a Markdown table of the runs below `folders`, one row per recipe and epoch.
 
     Each cell is mean ± sample standard deviation over seeds.
 

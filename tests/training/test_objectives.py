@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_run import error_of
+from tiny_run import error_of, tiny_run, train
 
 from bilstm_attn.config import ModelConfig
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.devices import make_mesh, replicate, shard_rows
 from bilstm_attn.training.metrics_log import means_of
-from bilstm_attn.training.objectives import CrossEntropy, Objective, Term, labelled
+from bilstm_attn.training.objectives import OBJECTIVES, CrossEntropy, Objective, Term, labelled
 from bilstm_attn.training.step import initial_state, make_train_step
 from bilstm_attn.types import Batch
 
@@ -139,3 +139,21 @@ def test_an_objective_that_returns_other_terms_than_it_declares_is_one_line():
 
     message = error_of(take_step, Surprise(), 1)
     assert message.startswith("objective Surprise must return a term for each of its coefficients")
+
+
+class OneTerm(Objective):
+    """Cross-entropy alone, without a term called accuracy."""
+
+    coefficients = {"cross_entropy": 1.0}  # noqa: RUF012
+
+    def __call__(self, model, params, batch, keys):
+        return {"cross_entropy": CrossEntropy()(model, params, batch, keys)["cross_entropy"]}
+
+
+def test_an_objective_without_accuracy_trains_to_the_end_and_draws_its_curves(
+    untrained, monkeypatch, capsys
+):
+    monkeypatch.setitem(OBJECTIVES, "one_term", OneTerm)
+    assert train(untrained, "--name", "tiny", train__objective="one_term") == 0
+    assert tiny_run(untrained).curves.is_file()
+    assert "epoch 2  train loss 0." in capsys.readouterr().out
