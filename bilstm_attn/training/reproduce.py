@@ -15,10 +15,11 @@ from bilstm_attn.runtime.compile_cache import enable_compile_cache
 from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import make_mesh
 from bilstm_attn.runtime.plugins import require_plugins
+from bilstm_attn.training.environment import describe_environment
 from bilstm_attn.training.initial import require_recorded
 from bilstm_attn.training.loop import PROOF_STEP, train
 from bilstm_attn.training.options import VerifyOptions
-from bilstm_attn.training.run_dir import RunDir, describe_environment
+from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import make_replica
 from bilstm_attn.training.train_program import make_program
 

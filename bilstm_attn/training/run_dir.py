@@ -1,19 +1,13 @@
-"""A run's folder: what lies in it, and where it came from."""
+"""A run folder: its files, its metrics, and the record of how it was made."""
 
 import contextlib
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilstm_attn import __version__
 from bilstm_attn.config import Config, differences
 from bilstm_attn.config_files import from_json
 from bilstm_attn.errors import UserError
@@ -24,9 +18,6 @@ from bilstm_attn.runtime.files import (
     report_write_errors,
     write_atomically,
 )
-from bilstm_attn.runtime.plugins import loaded
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunDir:
@@ -34,8 +25,8 @@ class RunDir:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.logged: list[dict[str, Any]] = []  # since the run began, whatever the file holds now
-        self._tensorboard_writer: Any = None  # its class, where TensorBoard files are wanted
+        self.logged: list[dict[str, Any]] = []  # every record since the run began
+        self._tensorboard_writer: Any = None  # its class, if files are wanted
         self._tensorboard: Any = None
 
     @property
@@ -45,17 +36,17 @@ class RunDir:
 
     @property
     def environment_file(self) -> Path:
-        """What else the results depend on, each time that the run was started."""
+        """Versions, devices and digests, recorded at every start of the run."""
         return self.folder / "environment.json"
 
     @property
     def metrics_file(self) -> Path:
-        """A JSON line a log interval, an epoch, and at the end."""
+        """JSON lines: one per log interval and epoch, and one for test at the end."""
         return self.folder / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """What `--resume` continues from."""
+        """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     @property
@@ -65,16 +56,16 @@ class RunDir:
 
     @property
     def curves(self) -> Path:
-        """The picture of the curves."""
+        """The figure of loss and accuracy."""
         return self.folder / "curves.png"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's files."""
+        """The folder of TensorBoard files."""
         return self.folder / "tensorboard"
 
     def predictions(self, split: str) -> Path:
-        """The predictions for each review of a split."""
+        """The predictions for a split, one JSON line per example."""
         return self.folder / f"predictions.{split}.jsonl"
 
     def config(self) -> Config:
@@ -87,8 +78,8 @@ class RunDir:
             data = self.config_file.read_bytes()
         except OSError:
             raise UserError(
-                f"{self.folder} is not a run's folder: it has no config.json; runs lie in "
-                "runs/<recipe>/seed<k>"
+                f"{self.folder} is not a run's folder: it has no config.json; give a folder "
+                "such as runs/NAME/seedN"
             ) from None
         return from_json(decode_utf8(data, str(self.config_file)), str(self.config_file))
 
@@ -107,11 +98,11 @@ class RunDir:
         return self.model
 
     def check(self, config: Config, *, resume: bool) -> None:
-        """Checks, before any work, that this config may run in the folder.
+        """Checks that a config may be trained in this folder, before any work.
 
         Raises:
-          UserError: a run lies there and `resume` is false, or it has another config; or there is
-            nothing to resume.
+          UserError: the folder has a run and `resume` is false, or a run of another config; or
+            there is nothing to resume.
         """
         if not self.config_file.exists():
             if resume:
@@ -131,10 +122,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Makes the folder and keeps other processes from training in it, however this one ends.
+        """Makes the folder and locks it; the lock ends with the process, however that ends.
 
         Raises:
-          UserError: another does already, or the folder cannot be made.
+          UserError: another process has locked it, or the folder cannot be made.
         """
         with contextlib.ExitStack() as stack:
             with report_write_errors(self.folder):
@@ -154,7 +145,11 @@ class RunDir:
             yield
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Makes the folder; writes the config, and adds `environment` to earlier ones."""
+        """Writes the config, and adds `environment` to those of earlier starts.
+
+        Raises:
+          UserError: an earlier start had other data or another source of initial values.
+        """
         earlier = self.environments()
         if earlier and earlier[-1].get("data_sha256") != environment.get("data_sha256"):
             raise UserError(
@@ -170,16 +165,16 @@ class RunDir:
         write_atomically(self.config_file, config.to_json().encode())
 
     def write_environments(self, environments: list[dict[str, Any]]) -> None:
-        """Writes what `environments` reads back.
+        """Writes the environments that `environments` reads.
 
         Raises:
-          UserError: it cannot be written; what was there before still is.
+          UserError: the file cannot be written; the earlier one is unchanged.
         """
         about = {"starts": environments, "sha256": json_sha256(environments)}
         write_atomically(self.environment_file, json.dumps(about, indent=2).encode())
 
     def open_tensorboard(self) -> None:
-        """Writes what is logged after the next `rewind` into TensorBoard files too.
+        """Also writes later log lines to TensorBoard files, from the next `rewind` on.
 
         Raises:
           UserError: tensorboardX is not installed.
@@ -192,9 +187,9 @@ class RunDir:
             ) from None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a JSON line to the metrics, and its numbers to TensorBoard if asked for.
+        """Appends a JSON line to the metrics, and its numbers to TensorBoard files if open.
 
-        Of several processes the first one does.
+        Only the main process writes.
         """
         self.logged.append(record)
         if not is_main_process():
@@ -211,7 +206,7 @@ class RunDir:
             self._write_event(step=record["step"], summary=protos.Summary(value=values))
 
     def _write_event(self, **fields: Any) -> None:
-        # Here and now: tensorboardX's own thread hangs on a full disk.
+        # In this thread: that of tensorboardX hangs on a full disk.
         with report_write_errors(self.tensorboard):
             self._tensorboard.write_event(
                 _tensorboardx("proto.event_pb2").Event(wall_time=time.time(), **fields)
@@ -219,7 +214,7 @@ class RunDir:
             self._tensorboard.flush()
 
     def environments(self) -> list[dict[str, Any]]:
-        """Returns what `start` was told, each time.
+        """Returns the environment of every start.
 
         Raises:
           UserError: the file is damaged.
@@ -233,12 +228,12 @@ class RunDir:
             return about["starts"]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{self.environment_file} is damaged ({error}); delete it, with it goes the record "
+                f"{self.environment_file} is damaged ({error}); delete it, and with it the record "
                 "of versions and devices"
             ) from None
 
     def environment(self, before_step: int | None = None) -> dict[str, Any]:
-        """Returns what `start` was told last, or last before a step.
+        """Returns the environment of the last start, or of the last start before a step.
 
         Raises:
           UserError: there is no such record, or it is damaged.
@@ -254,7 +249,7 @@ class RunDir:
         return starts[-1]
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns the logged records; a last line that was cut off is left out.
+        """Returns the records of the metrics file, except an incomplete last line.
 
         Raises:
           UserError: another line is damaged.
@@ -272,13 +267,12 @@ class RunDir:
         return records
 
     def rewind(self, step: int, logged: Sequence[dict[str, Any]]) -> None:
-        """Makes the metrics those that were `logged` by `step`, whatever the file holds now.
+        """Resets the metrics to the records `logged` up to `step`; later steps will run again.
 
-        Later steps will be run again in this environment. If there are none, what was measured on
-        test stays too: that is measured once.
+        A result on test is kept if it is the only later record, since test is measured once.
         """
         self.logged = list(logged)
-        with contextlib.suppress(UserError):  # damaged: what is measured again comes out the same
+        with contextlib.suppress(UserError):  # a damaged file: measuring again gives the same
             written = self.records()
             later = written[len(logged) :] if written[: len(logged)] == self.logged else []
             if {record.get("kind") for record in later} <= {"final"}:
@@ -295,11 +289,11 @@ class RunDir:
                 self.tensorboard.mkdir(exist_ok=True)
                 prefix = str(self.tensorboard / "events")
                 self._tensorboard = self._tensorboard_writer(prefix, f".from{step}")
-            # TensorBoard drops what it has of these steps.
+            # TensorBoard drops its earlier values of these steps.
             self._write_event(step=step + 1, session_log=log(status=log.START))
 
     def close(self) -> None:
-        """Closes what is open for writing; nothing is lost without it."""
+        """Closes the TensorBoard files; without it nothing is lost."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -311,45 +305,3 @@ def _line(record: dict[str, Any]) -> str:
 
 def _tensorboardx(module: str) -> Any:
     return importlib.import_module(f"tensorboardX.{module}")
-
-
-def describe_environment(devices: list[Any], data_sha256: str) -> dict[str, Any]:
-    """Returns what else a result depends on: versions, devices, git revision, data, command."""
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {"bilstm_attn": __version__}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "devices": [device.device_kind for device in devices],
-        "processes": len({device.process_index for device in devices}),
-        "git_revision": git_revision(Path(__file__).parent),
-        "data_sha256": data_sha256,
-        "plugins": loaded(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-
-
-def git_revision(package: Path) -> str | None:
-    """Returns the commit of the package's own checkout, `+changes` if files differ from it.
-
-    None if the package lies elsewhere, such as in the site-packages of another repository.
-    """
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=package, capture_output=True, text=True, check=True, timeout=10
-        )
-        return done.stdout.strip()
-
-    try:
-        project = (package.parent / "pyproject.toml").read_text()
-        if Path(git("rev-parse", "--show-toplevel")) != package.parent.resolve():
-            return None
-        if 'name = "bilstm-attn"' not in project:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -32,12 +32,13 @@ from bilstm_attn.runtime.distributed import (
 from bilstm_attn.runtime.plugins import require_plugins
 from bilstm_attn.runtime.signals import Interrupted
 from bilstm_attn.runtime.xla_flags import request_deterministic_gpu_ops
+from bilstm_attn.training.environment import describe_environment
 from bilstm_attn.training.initial import digest_of
 from bilstm_attn.training.loop import train
 from bilstm_attn.training.objectives import OBJECTIVES
 from bilstm_attn.training.options import TrainOptions
 from bilstm_attn.training.results import Setting, finish
-from bilstm_attn.training.run_dir import RunDir, describe_environment
+from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import SeedReplica, make_replica
 from bilstm_attn.training.train_program import Program, make_program
 from bilstm_attn.training.training_run import Record

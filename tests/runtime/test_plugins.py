@@ -14,7 +14,7 @@ from bilstm_attn import testing
 from bilstm_attn.inference.predict import Predictor
 from bilstm_attn.nn import cells
 from bilstm_attn.runtime import plugins
-from bilstm_attn.training.run_dir import git_revision
+from bilstm_attn.training.environment import git_revision
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 [PEEPHOLE] = re.findall(r"^```python title=peephole.py\n(.*?)^```", GUIDE.read_text(), re.M | re.S)

@@ -12,7 +12,8 @@ from tensorboardX.proto import event_pb2
 from tiny_run import error_of, full_disk
 
 from bilstm_attn.config import Config, ModelConfig, OptimConfig
-from bilstm_attn.training.run_dir import RunDir, describe_environment, git_revision
+from bilstm_attn.training.environment import describe_environment, git_revision
+from bilstm_attn.training.run_dir import RunDir
 
 CONFIG = Config(name="tiny", model=ModelConfig(hidden_size=3))
 LINES = [{"kind": "train", "step": step, "loss": 1 / step} for step in (2, 4, 6)]
