@@ -63,7 +63,7 @@ def train(
       plugins: plug-ins to load first: Python files, modules or installed entry points.
 
     Raises:
-      UserError: a mistake in the config, the data or the folder; says what to do.
+      UserError: a mistake in the config, the data or the folder.
       Interrupted: Ctrl-C was pressed, or SIGTERM came; the state is saved.
     """
     options = options or TrainOptions()

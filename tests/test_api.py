@@ -25,11 +25,17 @@ def options(folder, **changes):
     return bilstm_attn.TrainOptions(**fields)
 
 
+NAMES = (
+    "Config DataConfig Model ModelConfig OptimConfig Prediction Predictor StopTraining TrainConfig "
+    "TrainOptions TrainResult UserError load load_model load_recipe train"
+)
+
+
 def test_import_is_light_and_lists_its_names():
     code = (
         "import sys, bilstm_attn; assert 'jax' not in sys.modules;"
-        "assert set(bilstm_attn.__all__) <= set(dir(bilstm_attn));"
-        "[getattr(bilstm_attn, name) for name in bilstm_attn.__all__]"
+        f"names = {NAMES!r}.split(); assert set(names) <= set(dir(bilstm_attn));"
+        "[getattr(bilstm_attn, name) for name in names]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

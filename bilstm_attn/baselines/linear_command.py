@@ -20,7 +20,7 @@ def run_linear_baseline(options: LinearOptions) -> int:
     measured once on the test split; a data set without one is reported on validation.
 
     Raises:
-      UserError: a mistake in the options or the data, or a missing package; says what to do.
+      UserError: a mistake in the options or the data, or a missing package.
     """
     options.check()
     linear.logistic_regression()  # if scikit-learn is missing, fail before any work

@@ -19,7 +19,7 @@ def run_benchmark(options: BenchmarkOptions) -> int:
     """Times the implementations and prints the tables; returns the exit status.
 
     Raises:
-      UserError: a mistake in the options or the data; says what to do.
+      UserError: a mistake in the options or the data.
     """
     options.check()
     options = options.with_quick_sizes()

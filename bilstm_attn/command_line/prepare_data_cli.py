@@ -35,7 +35,7 @@ def main(arguments: list[str], program: str = "scripts/prepare_data.py") -> int:
         Arguments,
         arguments,
         program=program,
-        description="Finds or downloads the reviews, tokenises them once and keeps the tokens. "
+        description="Finds or downloads a data set and tokenises it once. "
         "The folder it prints is all that training needs, and can be copied to another machine.",
     )
     load_plugins(parsed.plugin)
@@ -45,6 +45,6 @@ def main(arguments: list[str], program: str = "scripts/prepare_data.py") -> int:
         tokeniser_options=parsed.tokeniser_options,
     )
     tokens = prepare_tokens(data, parsed.locations, Console())
-    for split, reviews in tokens.meta["splits"].items():
-        print(f"{split:10} {reviews:7,} reviews")
+    for split, size in tokens.meta["splits"].items():
+        print(f"{split:10} {size:7,} texts")
     return 0

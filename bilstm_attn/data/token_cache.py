@@ -135,7 +135,7 @@ def prepare_tokens(config: DataConfig, locations: DataLocations, console: Consol
     """Returns the tokens of `config.dataset` by `config.tokeniser`; prepares them if necessary.
 
     Raises:
-      UserError: the examples cannot be found, read or written; says what to do.
+      UserError: the examples cannot be found, read or written.
     """
     dataset, tokeniser = config.dataset, make_tokeniser(config)
     folder = cache_folder(config, locations.cache or default_cache_dir())

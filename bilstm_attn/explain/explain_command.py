@@ -45,7 +45,7 @@ def run_explanation(options: ExplainOptions) -> int:
     """Explains a text, or examples drawn from a split; returns the exit status.
 
     Raises:
-      UserError: a mistake in the options, the run or the data; says what to do.
+      UserError: a mistake in the options, the run or the data.
     """
     options.check()
     console = Console()

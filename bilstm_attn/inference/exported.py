@@ -51,7 +51,7 @@ def export_model(path: Path, params: Params, config: Config, vocabulary: Vocabul
     """Writes parameters, config, vocabulary and task as one safetensors file.
 
     Raises:
-      UserError: it cannot be written; what was there before still is.
+      UserError: the file cannot be written; an earlier file is unchanged.
     """
     flat = flatten_params(params)
     about = {

@@ -107,7 +107,7 @@ class Predictor:
         """Returns a prediction for each text.
 
         Raises:
-          UserError: a text cannot be read; says why.
+          UserError: a text cannot be read.
         """
         texts = list(texts)
         ids = [self.read(text) for text in texts]

@@ -1,6 +1,7 @@
-"""Checkpoints to resume from, by orbax, which restores flipped bytes without an error.
+"""Checkpoints by orbax, with digests of their own.
 
-So every checkpoint holds digests of its own, which are verified.
+Orbax restores damaged bytes without an error, so every file and the whole state have a digest that
+is verified.
 """
 
 import json
@@ -29,11 +30,11 @@ from bilstm_attn.runtime.files import (
 )
 
 DIGESTS = "sha256.json"  # in the folder of a checkpoint: the digest of every other file
-SPARE_BYTES = 1 << 18  # space for a checkpoint beyond its arrays
+SPARE_BYTES = 1 << 18  # of a checkpoint beyond its arrays
 ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
 )
-KEPT = 2  # number of checkpoints: the newest, and one to fall back to if it is damaged
+CHECKPOINTS = 2  # the newest, and one to fall back to if it is damaged
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
@@ -57,7 +58,7 @@ def _require_whole(folder: Path) -> None:
     saved, found = json.loads((folder / DIGESTS).read_bytes()), _digest_files(folder)
     for name in sorted({*saved, *found}):
         if saved.get(name) != found.get(name):
-            raise ValueError(f"its file {name} is not what was saved")
+            raise ValueError(f"its file {name} differs from the saved one")
 
 
 def _require_space(folder: Path, state: Any) -> None:
@@ -91,15 +92,14 @@ class Checkpoints:
     def _open(self) -> None:
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in self.folder.glob(
-                "*.orbax-checkpoint-tmp"
-            ):  # of a save that was killed
-                shutil.rmtree(unfinished)  # which orbax would try as well, and go on without
+            # Left by a killed save. Orbax would try to delete them too, but ignore a failure.
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    create=False,  # which orbax refuses where one process of several writes
-                    preservation_policy=LatestN(KEPT),
+                    create=False,  # orbax refuses True where one process of several writes
+                    preservation_policy=LatestN(CHECKPOINTS),
                     enable_async_checkpointing=False,
                     multiprocessing_options=ALONE,
                 ),

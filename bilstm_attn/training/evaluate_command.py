@@ -20,7 +20,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     """Measures a run's exported model on a split and prints it; returns the exit status.
 
     Raises:
-      UserError: not a run, no such split, or no data; says what to do.
+      UserError: not a run, no such split, or no data.
     """
     console = Console()
     run = open_run(options.run, options.backend, options.devices, console)

@@ -1,7 +1,7 @@
 """Initial parameters: random, or partly from word vectors, another model, or its encoder.
 
-`train.init_from` is `vectors:FILE`, `model:PATH` or `encoder:PATH`; empty means random. Everything
-not taken from the source keeps the random value that it has without one.
+`train.init_from` is `vectors:FILE`, `model:PATH` or `encoder:PATH`; empty means random. Parameters
+that the source does not have keep their random values.
 """
 
 from pathlib import Path

@@ -42,13 +42,13 @@ def describe_epoch(record: Mapping[str, Any], split: str) -> str:
     )
 
 
-# XLA:CPU deadlocks with more than 32 steps in flight: one device waits in the all-reduce while the
-# step of the other one is never dequeued.
+# XLA:CPU deadlocks with more than 32 steps in flight: one device waits in an all-reduce for a step
+# that the other device never dequeues.
 MAX_STEPS_IN_FLIGHT = 8
 
 
 class MetricsLog:
-    """Fetches the terms of several steps at once and keeps one step in flight: no device waits."""
+    """Fetches the terms of several steps at once, so that devices do not wait for the host."""
 
     def __init__(
         self,

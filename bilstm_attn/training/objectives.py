@@ -33,7 +33,7 @@ def labelled(batch: Batch) -> Float[Array, " b"]:
 
 
 class Objective(abc.ABC):
-    """The loss `sum_k coefficients[k] * terms[k].sum / terms[k].count`, and what is reported.
+    """The loss `sum_k coefficients[k] * terms[k].sum / terms[k].count`, and its reported terms.
 
     Counts are summed over the whole batch, whatever devices, groups and microbatches share it, and
     each term is divided by its own: a term over labelled rows and one over all rows stand side by

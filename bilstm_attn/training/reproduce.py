@@ -1,4 +1,4 @@
-"""Does a recorded run come out again? Its first steps, repeated and compared."""
+"""The verify command: the first steps of a recorded run, repeated and compared."""
 
 import tempfile
 from pathlib import Path
@@ -23,13 +23,13 @@ from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import make_replica
 from bilstm_attn.training.train_program import make_program
 
-ROUNDING = 1e-5  # of the loss: a few steps whose sums have another order differ by about 1e-7
+ROUNDING = 1e-5  # relative, of the loss; other orders of summation differ by about 1e-7
 
 
 def run_verification(options: VerifyOptions) -> int:
-    """Repeats a run's first steps and says whether bits, rounding or neither agree.
+    """Repeats a run's first steps and prints whether bits, or numbers up to rounding, agree.
 
-    On the devices and backend that it had, where they are to be had; what differs is printed.
+    It uses the recorded devices and backend if they are available, and prints every difference.
 
     Returns:
       The exit status: 0 if bits or rounding agree, else 1.
@@ -69,7 +69,7 @@ def run_verification(options: VerifyOptions) -> int:
 
 
 def _make_mesh_as(recorded: dict[str, Any], config: Config) -> Mesh:
-    """Returns the mesh that the run had; where that cannot be, one of what there is."""
+    """Returns a mesh of as many devices as recorded, or of those available here."""
     rows = config.data.group_size // config.train.microbatches
     try:
         return make_mesh(rows, len(recorded["devices"]))
@@ -85,7 +85,7 @@ def _choose_backend_as(recorded: dict[str, Any], config: Config, console: Consol
 
 
 def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Returns a line for each circumstance that may change bits, and is another one here."""
+    """Returns a line for each recorded circumstance that differs here and may change bits."""
     lines = []
     compared = {name for name in recorded if not name.startswith(("init_from_", "vectors_"))}
     for name in compared - {"command", "versions", "from_step"}:
@@ -98,7 +98,7 @@ def _differences(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _judge(proof: dict[str, Any], repeated: dict[str, Any], console: Console) -> int:
-    """Prints how far two proofs agree; returns the exit status."""
+    """Prints whether two proofs agree; returns the exit status."""
     after = f"after {proof['step']} steps"
     if repeated["state_sha256"] == proof["state_sha256"]:
         console.print(f"the same bits {after}: parameters, optimiser and loss")

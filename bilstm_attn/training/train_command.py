@@ -55,7 +55,7 @@ def run_training(config: Config, options: TrainOptions) -> int:
     """Trains a config, with one seed or several; returns the exit status.
 
     Raises:
-      UserError: a mistake in the config, the data or the folder; says what to do.
+      UserError: a mistake in the config, the data or the folder.
     """
 
     def run_here() -> int:
@@ -93,7 +93,7 @@ def train_seeds(
     accelerator they train in one program.
 
     Raises:
-      UserError: a mistake in the config, the data or the folder; says what to do.
+      UserError: a mistake in the config, the data or the folder.
       Interrupted: a signal stopped the training; its state is saved.
     """
     options.check(config)
@@ -191,7 +191,7 @@ def _require_common_vocabulary_size(replicas: Sequence[SeedReplica]) -> None:
 def _choose_backend(
     run_dir: RunDir, config: Config, options: TrainOptions, console: Console
 ) -> Backend:
-    """Returns the backend; a resumed run keeps the one it was begun with, unless told otherwise."""
+    """Returns the backend; a resumed run has its recorded one unless an option says otherwise."""
     backend = options.backend
     if backend == "auto" and options.resume and (starts := on_main_process(run_dir.environments)):
         backend = starts[-1]["backend"]
@@ -234,7 +234,7 @@ def _check_folders(run_dirs: Sequence[RunDir], configs: Sequence[Config], resume
 def _describe_environments(
     replicas: Sequence[SeedReplica], setting: Setting, vmapped: bool
 ) -> list[dict[str, Any]]:
-    """Returns what else the result of each seed depends on; reads and prints initial values."""
+    """Returns the environment of each seed; reads initial values and prints their coverage."""
     data_sha256 = setting.tokens.meta["sha256"]
     environment = describe_environment(list(setting.mesh.devices.flat), data_sha256)
     environment |= {"backend": setting.backend, "seeds": len(replicas) if vmapped else 1}

@@ -13,7 +13,7 @@ from bilstm_attn.training.objectives import Terms
 from bilstm_attn.training.step import Groups, TrainState
 from bilstm_attn.training.train_program import Layout, Program
 
-Record = dict[str, Any]  # of an epoch: what metrics.jsonl holds of it
+Record = dict[str, Any]  # of an epoch, as in metrics.jsonl
 
 
 class Position(NamedTuple):

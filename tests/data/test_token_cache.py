@@ -34,7 +34,7 @@ def test_prepare_data_says_what_it_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sources.DATASETS, "imdb", tiny(sources.Imdb))
     assert prepare("--cache", tmp_path) == 0
     out = capsys.readouterr().out
-    assert all(f"{split:10} {size:7,} reviews" in out for split, size in SIZES.items())
+    assert all(f"{split:10} {size:7,} texts" in out for split, size in SIZES.items())
     assert prepare("--cache", tmp_path) == 0
     assert "found the tokens of imdb" in capsys.readouterr().out
 
@@ -52,7 +52,7 @@ def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
     info = {"fileFormat": "tfrecord", "name": "imdb_reviews", "version": "1.0.0"}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     message = error_of(prepare, "--cache", tmp_path / "cache", "--data-dir", tmp_path)
-    assert "array_record, but is tfrecord" in message
+    assert "array_record, but is in tfrecord" in message
 
 
 class Letters(Tokeniser):

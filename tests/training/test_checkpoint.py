@@ -155,7 +155,7 @@ def test_damage_to_any_file_of_a_checkpoint_falls_back_to_the_one_before(
         assert same(restored, state(4))
         assert record == {"epochs": [4]}
         assert said == [
-            f"checkpoint 7 is damaged (its file {name} is not what was saved); "
+            f"checkpoint 7 is damaged (its file {name} differs from the saved one); "
             "trying the one before"
         ]
     assert capfd.readouterr().err == ""  # where orbax would print tracebacks

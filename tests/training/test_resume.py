@@ -146,7 +146,7 @@ def test_damaged_checkpoint_falls_back_and_reaches_the_same_bits(trained_copy, t
     flip_bit(tiny_run(trained_copy).checkpoints / "12" / "state" / "manifest.ocdbt", 50)
     assert train(trained_copy, "--name", "tiny", "--resume") == 0
     caught = capsys.readouterr()
-    assert "checkpoint 12 is damaged (its file state/manifest.ocdbt is not what" in caught.out
+    assert "checkpoint 12 is damaged (its file state/manifest.ocdbt differs from" in caught.out
     assert "resuming at step 6" in caught.out
     assert "Traceback" not in caught.err
     same_but_for_time(tiny_run(trained_copy), tiny_run(trained))
