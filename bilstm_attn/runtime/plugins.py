@@ -21,7 +21,7 @@ GROUP = "bilstm_attn.plugins"
 
 
 class Family(NamedTuple):
-    """One table of variants: where it is, and the class that its entries derive from."""
+    """One table of variants: its module, and the class that its entries derive from."""
 
     module: str
     base: str
@@ -131,17 +131,18 @@ def _import(name: str, path: Path) -> ModuleType:
 
 
 def _register(name: str, module: ModuleType) -> None:
-    """Adds the entries of a plug-in's tables to ours, all or none."""
-    found: list[tuple[dict[str, Any], str, Any]] = []
+    """Adds the entries of a plug-in's tables to the package's tables, all or none."""
+    new: list[tuple[dict[str, Any], str, Any]] = []
     for table, family in FAMILIES.items():
-        ours = importlib.import_module(family.module)
-        base, entries = getattr(ours, family.base), getattr(ours, table)
-        theirs = getattr(module, table, {})
-        if theirs is entries:  # imported, not defined
+        package_module = importlib.import_module(family.module)
+        base = getattr(package_module, family.base)
+        entries = getattr(package_module, table)
+        plugin_entries = getattr(module, table, {})
+        if plugin_entries is entries:  # imported, not defined
             continue
-        if not isinstance(theirs, dict):
+        if not isinstance(plugin_entries, dict):
             raise UserError(f"plug-in {name}: {table} must be a dict of names and classes")
-        for key, entry in theirs.items():
+        for key, entry in plugin_entries.items():
             if entries.get(key) is entry:
                 continue
             if key in entries:
@@ -154,8 +155,8 @@ def _register(name: str, module: ModuleType) -> None:
                     f"plug-in {name}: {table}[{key!r}] must be a subclass of "
                     f"{family.module}.{family.base}, got {entry!r}"
                 )
-            found.append((entries, key, entry))
-    if not found:
+            new.append((entries, key, entry))
+    if not new:
         raise UserError(f"plug-in {name} must define an entry in one of {', '.join(FAMILIES)}")
-    for entries, key, entry in found:
+    for entries, key, entry in new:
         entries[key] = entry

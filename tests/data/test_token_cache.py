@@ -30,7 +30,7 @@ CONFIG = DataConfig(dataset="movie_reviews")
 prepare = load_script("prepare_data")
 
 
-def test_prepare_data_says_what_it_made(tmp_path, monkeypatch, capsys):
+def test_prepare_data_prints_the_size_of_every_split(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sources.DATASETS, "imdb", tiny(sources.Imdb))
     assert prepare("--cache", tmp_path) == 0
     out = capsys.readouterr().out
@@ -39,14 +39,14 @@ def test_prepare_data_says_what_it_made(tmp_path, monkeypatch, capsys):
     assert "found the tokens of imdb" in capsys.readouterr().out
 
 
-def test_prepare_data_told_of_a_missing_archive_is_one_line(tmp_path):
+def test_a_missing_archive_is_one_line(tmp_path):
     where = ["--cache", tmp_path / "cache", "--data-dir", tmp_path / "data"]
     message = error_of(prepare, *where, "--archive", tmp_path / "no.tar.gz")
     assert "give the path of aclImdb_v1.tar.gz" in message
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
+def test_a_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
     folder = tmp_path / imdb.PREPARED
     folder.mkdir(parents=True)
     info = {"fileFormat": "tfrecord", "name": "imdb_reviews", "version": "1.0.0"}
@@ -216,7 +216,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_token_cache_is_one_line(tmp_path, damage):
+def test_a_damaged_token_cache_is_one_line(tmp_path, damage):
     folder = write_cache(tmp_path)
     TokenCache(folder)
     DAMAGES[damage](folder)
@@ -225,7 +225,7 @@ def test_damaged_token_cache_is_one_line(tmp_path, damage):
     assert message.endswith("delete it and run scripts/prepare_data.py, or copy it again")
 
 
-def test_full_disk_while_preparing_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+def test_a_full_disk_while_preparing_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sources.DATASETS, "movie_reviews", tiny(sources.MovieReviews))
     with full_disk(100):
         message = error_of(prepare_tokens, CONFIG, DataLocations(tmp_path), Console())

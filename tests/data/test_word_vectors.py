@@ -26,7 +26,7 @@ def write(path, *lines):
     return path
 
 
-def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(tmp_path):
+def test_words_get_the_vector_of_their_first_line_in_the_file(tmp_path):
     lines = "dregg 1 -2.5", "unknown 3 4", "filmo 5 6 ", "dregg 7 8"
     for heading in ((), ("4 2",)):
         found = read_vectors(write(tmp_path / "some.vec", *heading, *lines), WORDS, 2)
@@ -36,7 +36,7 @@ def test_words_of_the_file_get_its_numbers_and_the_first_line_of_a_word_counts(t
 
 
 @pytest.mark.slow
-def test_run_starts_with_them_and_records_their_digest(untrained):
+def test_a_run_is_initialised_from_vectors_and_records_their_digest(untrained):
     lines = (f"{word} {number} 0 0 {-number}" for number, word in enumerate(["brillo", "dregg"], 1))
     path = write(untrained / "some.vec", *lines)
     fields = {"train__init_from": f"vectors:{path}", "train__epochs": 1}
@@ -60,7 +60,7 @@ def test_run_starts_with_them_and_records_their_digest(untrained):
     assert "was initialised from another file" in error_of(verify, run, untrained)
 
 
-def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
+def test_words_with_spaces_are_skipped_and_words_with_line_separators_are_read(tmp_path):
     lines = "brillo 1 2", ". . 3 4", "a\x85b 5 6", "c\rd 7 8", "filmo 9 0"
     found = read_vectors(write(tmp_path / "some.vec", *lines), WORDS, 2)
     assert found.vectors.tolist() == [[1, 2], [9, 0]]
@@ -69,20 +69,23 @@ def test_words_with_spaces_are_passed_over_and_odd_words_are_words(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["brillo 1 2 3"], "has 3 numbers in line 1, and model.embedding_size is 2"),
-        (["brillo 1 2", "dregg 1"], "has 1 numbers in line 2, and"),
-        (["brillo 1 x"], "has other than finite numbers in line 1"),
-        (["brillo 1 nan"], "has other than finite numbers in line 1"),
-        (["another 1 2"], "has none of the 3 words"),
-        ([], "has none of the 3 words"),
+        (["brillo 1 2 3"], "must have model.embedding_size = 2 numbers, but line 1 of"),
+        (
+            ["brillo 1 2", "dregg 1"],
+            "has 1; set model.embedding_size to the size of the file's vectors",
+        ),
+        (["brillo 1 x"], "must hold finite numbers; fix that line"),
+        (["brillo 1 nan"], "must hold finite numbers; fix that line"),
+        (["another 1 2"], "but has none of its 3 words"),
+        ([], "but has none of its 3 words"),
     ],
 )
-def test_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
+def test_a_file_that_does_not_fit_is_one_line(tmp_path, lines, says):
     path = write(tmp_path / "some.vec", *lines)
     assert says in error_of(read_vectors, path, WORDS, 2)
 
 
-def test_file_that_is_not_there_is_one_line(untrained):
+def test_a_missing_file_is_one_line(untrained):
     message = error_of(
         train, untrained, "--name", "tiny", train__init_from=f"vectors:{untrained / 'none.vec'}"
     )
