@@ -11,11 +11,13 @@ from bilstm_attn.data.vocabulary import RESERVED, Vocabulary
 from bilstm_attn.data.word_vectors import read_vectors
 from bilstm_attn.nn.model import Model
 from bilstm_attn.training.initial import digest_of, initial_params, read_initial
+from bilstm_attn.training.options import VerifyOptions
 from bilstm_attn.training.reproduce import run_verification
 
 
 def verify(run, folder):
-    run_verification(run.folder, DataLocations(cache=folder / "cache"))
+    locations = DataLocations(cache=folder / "cache")
+    run_verification(VerifyOptions(run.folder, locations=locations))
 
 
 WORDS = Vocabulary(["filmo", "brillo", "dregg"])
@@ -47,7 +49,7 @@ def test_a_run_is_initialised_from_vectors_and_records_their_digest(untrained):
     model = Model(config.model, RESERVED + 3)
     found = read_vectors(path, WORDS, 4)
     values = read_initial(config.train.init_from, model, WORDS)
-    with_them, without = (initial_params(model, 0, given) for given in (values, None))
+    with_them, without = (initial_params(model, 0, start) for start in (values, None))
     embedding = np.asarray(with_them["embedding"])
     assert embedding[RESERVED + 1].tolist() == [1, 0, 0, -1]
     others = np.delete(np.arange(len(embedding)), found.ids)
