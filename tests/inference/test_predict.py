@@ -240,14 +240,14 @@ def check_lines(out: str) -> None:
 
 def test_file_gives_one_json_line_per_line_and_an_error_if_any_line_fails(model, tmp_path, capsys):
     (tmp_path / "reviews.txt").write_bytes(LINES)
-    with pytest.raises(UserError, match="3 lines could not be judged; their JSON lines say why"):
+    with pytest.raises(UserError, match="3 lines have no prediction; see"):
         predict(model, "--file", tmp_path / "reviews.txt")
     check_lines(capsys.readouterr().out)
 
 
 def test_standard_input_gives_one_json_line_per_line(model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LINES)))
-    with pytest.raises(UserError, match="3 lines could not be judged"):
+    with pytest.raises(UserError, match="3 lines have no prediction; see"):
         predict(model)
     check_lines(capsys.readouterr().out)
 
