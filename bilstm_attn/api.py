@@ -9,7 +9,7 @@ result.predictor(["A film to see twice."])[0].label
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from bilstm_attn.inference.predict import Predictor
 from bilstm_attn.runtime.files import recipes_folder
 from bilstm_attn.runtime.plugins import load_plugins
 from bilstm_attn.runtime.xla_flags import request_deterministic_gpu_ops
+from bilstm_attn.training.loop import OnEpoch, ignore
 from bilstm_attn.training.opened_run import model_file
 from bilstm_attn.training.options import TrainOptions
-from bilstm_attn.training.train_command import ignore, train_seeds
+from bilstm_attn.training.train_command import train_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def train(
     options: TrainOptions | None = None,
     *,
     quiet: bool = False,
-    on_epoch: Callable[[dict[str, Any]], object] = ignore,
+    on_epoch: OnEpoch = ignore,
     plugins: Iterable[str] = (),
 ) -> TrainResult:
     """Trains a config in its run folder, as `scripts/train.py` does.

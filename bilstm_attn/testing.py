@@ -83,7 +83,9 @@ def check_pooling(pooling: type, options: Mapping[str, Any] | None = None) -> No
 
 
 def check_objective(
-    objective: type, options: Mapping[str, Any] | None = None, extras: Any = ()
+    objective: type,
+    options: Mapping[str, Any] | None = None,
+    extras: Mapping[str, Any] | None = None,
 ) -> None:
     """Checks an `Objective` on a batch with an empty, an unlabelled and a filler row.
 
@@ -99,7 +101,7 @@ def check_objective(
     made = make("objective", {NAME: objective}, NAME, dict(options or {}))
     config = ModelConfig(**SIZES, encoder="token_wise", head_dropout=0.25, dense_size=2)
     model = Model(config, VOCABULARY)  # without a recurrence, since that takes longer to compile
-    params, rows = model.init(jax.random.key(0)), _objective_rows(extras)
+    params, rows = model.init(jax.random.key(0)), _objective_rows(dict(extras or {}))
     _check_form_of_terms(made, jax.eval_shape(partial(made, model), params, *rows))
     evaluate = jax.jit(partial(_terms_and_gradient, made, model))
     terms, gradient = evaluate(params, *rows)
@@ -247,7 +249,7 @@ def _terms_and_gradient(
     return terms, gradient
 
 
-def _objective_rows(extras: Any) -> tuple[Batch, Keys]:
+def _objective_rows(extras: dict[str, Any]) -> tuple[Batch, Keys]:
     """Returns 6 examples, among them an empty, an unlabelled and, last, a filler row; and keys."""
     tokens, lengths = np.concatenate([_tokens(), _tokens()[:2]]), np.array([6, 1, 0, 4, 1, 0])
     batch = Batch(

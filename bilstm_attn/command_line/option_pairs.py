@@ -5,12 +5,10 @@ and one option per flag, `--model.cell-options.zoneout 0.1`. They are added to t
 Naming another variant, as in `--model.cell gru`, drops the recipe's options for the old one.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from bilstm_attn.config import Config, Options
+from bilstm_attn.config import Config, Options, fields_of
 from bilstm_attn.errors import UserError
 
 FLAG = re.compile(r"--([a-z]+)\.([a-z_-]+?)[_-]options(?:\.([^=\s]+))?(?:=(.*))?", re.DOTALL)
@@ -31,27 +29,28 @@ def apply_options(config: Config, arguments: Sequence[str]) -> tuple[Config, lis
         owner, family, name, value = match.groups()
         words = ([name] if name else []) + ([value] if value is not None else []) + values
         changes.append((owner, family.replace("-", "_"), _pairs(flag, words)))
+    families = _families_with_options(config)
+    _require_known(families, [(owner, family) for owner, family, _ in changes])
     chosen = _chosen_variants(rest)
-    for owner, fields in _options_fields(config).items():
+    updates: dict[str, Options] = {}
+    for owner, family in families:
         section = getattr(config, owner)
-        updates: dict[str, Options] = {}
-        for family in fields:
-            options = dict(getattr(section, f"{family}_options"))
-            if chosen.get((owner, family), getattr(section, family)) != getattr(section, family):
-                options = {}
-            for changed_owner, changed_family, pairs in changes:
-                if (changed_owner, changed_family) == (owner, family):
-                    options = options | pairs if pairs else {}
-            updates[f"{family}_options"] = options
-        config = dataclasses.replace(config, **{owner: dataclasses.replace(section, **updates)})
-    known = {
-        (owner, family) for owner, fields in _options_fields(config).items() for family in fields
-    }
-    for owner, family, _ in changes:
-        if (owner, family) not in known:
-            names = ", ".join(f"--{a}.{b.replace('_', '-')}-options" for a, b in sorted(known))
+        variant, options = getattr(section, family), getattr(section, f"{family}_options")
+        if chosen.get((owner, family), variant) != variant:
+            options = {}
+        for changed_owner, changed_family, pairs in changes:
+            if (changed_owner, changed_family) == (owner, family):
+                options = options | pairs if pairs else {}
+        updates[f"{owner}.{family}_options"] = options
+    return config.replace(updates), rest
+
+
+def _require_known(families: Sequence[tuple[str, str]], changed: Sequence[tuple[str, str]]) -> None:
+    """Raises a `UserError` for options of a family that takes none."""
+    for owner, family in changed:
+        if (owner, family) not in families:
+            names = ", ".join(f"--{a}.{b.replace('_', '-')}-options" for a, b in families)
             raise UserError(f"unknown options --{owner}.{family}-options; choose {names}")
-    return config, rest
 
 
 def _flags_with_values(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -101,14 +100,10 @@ def _chosen_variants(arguments: Sequence[str]) -> dict[tuple[str, str], str]:
     return chosen
 
 
-def _options_fields(config: Config) -> dict[str, list[str]]:
-    """Returns the families that have a field of options, by their part of the config."""
-    fields: dict[str, list[str]] = {}
-    for part in dataclasses.fields(config):
-        section: Any = getattr(config, part.name)
-        if dataclasses.is_dataclass(section):
-            names = [field.name for field in dataclasses.fields(section)]
-            suffix = "_options"
-            families = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
-            fields[part.name] = families
-    return {name: families for name, families in fields.items() if families}
+def _families_with_options(config: Config) -> list[tuple[str, str]]:
+    """Returns every family that has a field of options, after its part of the config."""
+    return [
+        (owner, name.removesuffix("_options"))
+        for owner, _, name in (path.partition(".") for path in sorted(fields_of(config)))
+        if name.endswith("_options")
+    ]

@@ -36,19 +36,18 @@ class Stream(NamedTuple):
     examples: range  # indices of the stream's examples
     quota: int  # rows per batch
 
-    def draw(self, seed: int, step: int) -> np.ndarray:
-        """Returns the examples of a step, counted over all epochs: a pure function.
+    def draw(self, seed: int, first_step: int, steps: int) -> np.ndarray:
+        """Returns the examples `[steps quota]` of some steps, counted over all epochs.
 
         Every pass over the stream has a new order. A batch may span two passes.
         """
-        size, start = len(self.examples), step * self.quota
-        positions = np.arange(start, start + self.quota)
-        drawn = np.empty(self.quota, np.int64)
-        for number in np.unique(positions // size):
+        size, start = len(self.examples), first_step * self.quota
+        passes, positions = np.divmod(np.arange(start, start + steps * self.quota), size)
+        drawn = np.empty(len(positions), np.int64)
+        for number in np.unique(passes):
             order = numpy_generator(seed, f"{self.name} order", int(number)).permutation(size)
-            here = positions // size == number
-            drawn[here] = order[positions[here] % size]
-        return self.examples.start + drawn
+            drawn[passes == number] = order[positions[passes == number]]
+        return self.examples.start + drawn.reshape(steps, self.quota)
 
 
 def steps_per_epoch(examples: int, config: DataConfig) -> int:
@@ -83,11 +82,11 @@ def plan_epoch(
     labelled = len(lengths) - sum(len(stream.examples) for stream in streams)
     order = numpy_generator(seed, "order", epoch).permutation(labelled)
     steps = steps_per_epoch(labelled, config)
+    others = [stream.draw(seed, epoch * steps, steps) for stream in streams]
     plans = []
     for step in range(steps):
         chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
-        others = [stream.draw(seed, epoch * steps + step) for stream in streams]
-        chosen = np.concatenate([chosen, *others])
+        chosen = np.concatenate([chosen, *(rows[step] for rows in others)])
         slots = _sort_by_length(chosen, lengths, config.rows_per_step)
         groups = slots.reshape(len(config.edges), -1)
         tops = np.where(groups[:, -1] < 0, 0, lengths[groups[:, -1]])

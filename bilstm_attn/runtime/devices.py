@@ -26,9 +26,7 @@ AXIS = "data"
 MAX_CPU_DEVICES = 8  # with more, each has too few rows; measured on two cores only
 SHARDED = PartitionSpec(AXIS)  # the first axis is divided over the devices
 REPLICATED = PartitionSpec()  # every device has all of it
-SHARDED_AFTER_SEEDS = PartitionSpec(
-    None, AXIS
-)  # the second axis is divided; the first is that of seeds
+SHARDED_AFTER_SEEDS = PartitionSpec(None, AXIS)  # the same after a leading axis of seeds
 
 
 def make_mesh(rows: int, devices: int | None = None) -> Mesh:

@@ -1,5 +1,6 @@
 """A training without a folder, for models that are used at once and never resumed."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -14,7 +15,7 @@ from bilstm_attn.runtime.console import Console
 from bilstm_attn.runtime.devices import Part
 from bilstm_attn.runtime.prng import stream
 from bilstm_attn.training.initial import InitialValues
-from bilstm_attn.training.metrics_log import MetricsLog, means_of
+from bilstm_attn.training.metrics_log import MetricsLog, divergence_error, means_of
 from bilstm_attn.training.objectives import Terms
 from bilstm_attn.training.step import Groups, TrainState, initial_state
 from bilstm_attn.training.train_program import Program
@@ -33,6 +34,7 @@ class InMemoryRun(TrainingRun):
         values: InitialValues | None = None,
         start: Params | None = None,
         select: Literal["last", "least_loss"] = "last",
+        divergence: Callable[[int, int], UserError] = divergence_error,
     ):
         """Creates the run.
 
@@ -42,10 +44,11 @@ class InMemoryRun(TrainingRun):
           values: initial values that replace random ones.
           start: initial parameters by module name, which replace those.
           select: the epoch whose parameters are stored.
+          divergence: returns the error of a loss that is not finite, from step and epoch.
         """
         self.config, self.params, self._examples = config, {}, examples
         self._values, self._start, self._select = values, start or {}, select
-        self._least_loss, self._epoch = np.inf, 0
+        self._least_loss, self._epoch, self._divergence = np.inf, 0, divergence
         self._log: MetricsLog
 
     @property
@@ -67,7 +70,7 @@ class InMemoryRun(TrainingRun):
         )
         # A copy, since the step donates its arguments.
         state = state._replace(params=state.params | jax.tree.map(jnp.copy, self._start))
-        self._log = MetricsLog(program.objective, divergence=self._divergence_error)
+        self._log = MetricsLog(program.objective, divergence=self._divergence)
         return Position(state, 0, 0.0)
 
     def plan(self, epoch: int) -> list[BatchPlan]:
@@ -104,9 +107,3 @@ class InMemoryRun(TrainingRun):
 
     def save(self, step: int, state: TrainState, seconds: float = 0.0) -> None:
         """Saves nothing: there is no folder."""
-
-    def _divergence_error(self, step: int, epoch: int) -> UserError:
-        return UserError(
-            f"the loss of an auxiliary model is not finite in epoch {epoch}; "
-            "give --epochs 0, or a run with a lower --optim.learning-rate"
-        )

@@ -16,6 +16,13 @@ PROOF_STEP = 10  # after this step the digest of the state is logged, for `--ver
 STOP_CHECK_STEPS = 10  # how often the processes agree on whether to stop
 
 
+OnEpoch = Callable[[Record], object]
+
+
+def ignore(record: Record) -> None:
+    """Does nothing with the record of an epoch."""
+
+
 class StopTraining(Exception):
     """Raised by `on_epoch` to end a training early, without an error."""
 
@@ -26,7 +33,7 @@ def train(
     *,
     console: Console,
     until_step: int | None = None,
-    on_epoch: Callable[[Record], object] = lambda record: None,
+    on_epoch: OnEpoch = ignore,
 ) -> None:
     """Trains to the last epoch of the config, from the newest checkpoint if there is one.
 
@@ -50,8 +57,7 @@ def train(
         key = jax.random.wrap_key_data(key_data)
         plans = {epoch: run.plan(epoch) for epoch in range(step // steps, epochs)}
         layouts = {plan.edges: plan for batches in plans.values() for plan in batches}
-        batches = {layout: run.read(plan, program.part) for layout, plan in layouts.items()}
-        program.compile(state, batches, key, console)
+        program.compile(state, key, layouts, lambda plan: run.read(plan, program.part), console)
 
         for epoch, batches in plans.items():
             begun, done = time.perf_counter() - spent, step - epoch * steps

@@ -33,18 +33,15 @@ def model_file(path: Path) -> Path:
     return path if path.is_file() else RunDir(path).exported()
 
 
-def open_model(
-    exported: Exported, mesh: Mesh, backend: BackendChoice, console: Console, run_dir: RunDir
-) -> OpenedRun:
-    """Returns an exported model on a mesh, with the backend chosen.
+def open_model(exported: Exported, backend: BackendChoice, console: Console) -> Model:
+    """Returns the equations of an exported model, with the backend chosen.
 
     Raises:
       UserError: the backend is not available here.
     """
     enable_compile_cache(console.print)
     chosen = choose_backend(backend, exported.config, console.print)
-    model = Model(exported.config.model, exported.vocabulary.size, chosen)
-    return OpenedRun(run_dir, exported, model, mesh)
+    return Model(exported.config.model, exported.vocabulary.size, chosen)
 
 
 def open_run(
@@ -65,4 +62,4 @@ def open_run(
     exported = load_model(model_file(path))
     mesh = make_mesh(rows or exported.config.data.group_size, devices)
     folder = path.parent if path.is_file() else path
-    return open_model(exported, mesh, backend, console, RunDir(folder))
+    return OpenedRun(RunDir(folder), exported, open_model(exported, backend, console), mesh)

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,14 @@ from bilstm_attn.runtime.signals import Interrupted
 from bilstm_attn.runtime.xla_flags import request_deterministic_gpu_ops
 from bilstm_attn.training.environment import describe_environment
 from bilstm_attn.training.initial import digest_of
-from bilstm_attn.training.loop import train
+from bilstm_attn.training.loop import OnEpoch, ignore, train
 from bilstm_attn.training.objectives import OBJECTIVES
 from bilstm_attn.training.options import TrainOptions
 from bilstm_attn.training.results import Setting, finish
 from bilstm_attn.training.run_dir import RunDir
 from bilstm_attn.training.seed_replica import SeedReplica, make_replica
 from bilstm_attn.training.train_program import Program, make_program
-from bilstm_attn.training.training_run import Record
 from bilstm_attn.training.vmapped_seeds import VmappedSeeds
-
-OnEpoch = Callable[[Record], object]
-
-
-def ignore(record: Record) -> None:
-    """Does nothing with the record of an epoch."""
 
 
 def run_training(config: Config, options: TrainOptions) -> int:

@@ -1,7 +1,7 @@
 """The compiled functions of a training: one step for each layout of a batch, and the logits."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -53,20 +53,33 @@ class Program:
         return replicate(tree, self.mesh)
 
     def compile(
-        self, state: TrainState, batches: Mapping[Layout, Groups], key: Any, console: Console
+        self,
+        state: TrainState,
+        key: Any,
+        layouts: Mapping[Layout, Any],
+        read: Callable[[Any], Groups],
+        console: Console,
     ) -> None:
-        """Compiles the step for the layouts of the batches, as far as that is not done."""
-        missing = sorted(set(batches) - set(self._compiled))
+        """Compiles the step for every layout that has not been compiled yet.
+
+        Args:
+          state: on the devices, like the key.
+          key: the root key of dropout.
+          layouts: the plan of a batch of each layout.
+          read: returns the rows of a planned batch, whose shapes are compiled for.
+          console: prints what was compiled.
+        """
+        missing, rows = sorted(set(layouts) - set(self._compiled)), 0
         if not missing:
             return
         begun, peak = time.perf_counter(), 0
         with console.bar("compile", len(missing), 0) as bar:
             for layout in missing:
-                groups = shard_rows(batches[layout], self.mesh, self._rows)
+                groups = shard_rows(read(layouts[layout]), self.mesh, self._rows)
+                rows = groups[0].length.shape[-1]
                 compiled = self._jitted.lower(state, groups, key).compile()
                 self._compiled[layout], peak = compiled, max(peak, _peak_bytes(compiled))
                 bar.advance(1)
-        rows = batches[missing[0]][0].length.shape[-1]
         shapes = "; ".join(f"{rows} examples × {', '.join(map(str, each))}" for each in missing)
         console.print(
             f"compiled {len(missing)} batch layout{'s' * (len(missing) > 1)} ({shapes} tokens) in "

@@ -1,6 +1,5 @@
 """The token cache: damage, full disks and two processes at once."""
 
-import itertools
 import json
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from letters import Letters
 from tiny_run import (
     ROOT,
     SIZES,
@@ -23,7 +23,6 @@ from tiny_run import (
 from bilstm_attn.config import DataConfig
 from bilstm_attn.data import imdb, sources, tokenisers
 from bilstm_attn.data.token_cache import DataLocations, TokenCache, cache_folder, prepare_tokens
-from bilstm_attn.data.tokenisers import Tokeniser
 from bilstm_attn.runtime.console import Console
 
 CONFIG = DataConfig(dataset="movie_reviews")
@@ -53,22 +52,6 @@ def test_a_data_set_prepared_as_tfrecord_is_one_line(tmp_path):
     (folder / "dataset_info.json").write_text(json.dumps(info))
     message = error_of(prepare, "--cache", tmp_path / "cache", "--data-dir", tmp_path)
     assert "array_record, but is in tfrecord" in message
-
-
-class Letters(Tokeniser):
-    """Every `size` characters are a word."""
-
-    version = 3
-
-    def __init__(self, size: int = 1):
-        self.size = size
-
-    def __call__(self, text):
-        return [text[start:stop] for start, stop in self.spans(text)]
-
-    def spans(self, text):
-        edges = [*range(0, len(text), self.size), len(text)]
-        return list(itertools.pairwise(edges))
 
 
 def test_the_default_tokeniser_finds_the_caches_that_were_made_before_it_had_a_name(tmp_path):

@@ -1,6 +1,7 @@
 """Plug-ins: loading, errors, and the record in runs and exports."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from bilstm_attn.nn import cells
 from bilstm_attn.runtime import plugins
 from bilstm_attn.training.environment import git_revision
 
+LETTERS = Path(__file__).parents[1] / "support" / "letters.py"
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 [PEEPHOLE] = re.findall(r"^```python title=peephole.py\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
 
@@ -41,29 +43,8 @@ def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, untraine
     assert b"peephole.py" in run.model.read_bytes()[:100_000]
 
 
-LETTERS = """
-from bilstm_attn.data.tokenisers import Tokeniser
-
-class Letters(Tokeniser):
-    version = 1
-
-    def __init__(self, size: int = 1):
-        self.size = size
-
-    def __call__(self, text):
-        return [text[start:stop] for start, stop in self.spans(text)]
-
-    def spans(self, text):
-        edges = [*range(0, len(text), self.size), len(text)]
-        return list(zip(edges, edges[1:]))
-
-TOKENISERS = {"letters": Letters}
-"""
-
-
 def test_plugin_tokeniser_trains_is_recorded_and_prediction_needs_it(tmp_path, untrained, unload):
-    letters = tmp_path / "letters.py"
-    letters.write_text(LETTERS)
+    letters = Path(shutil.copy(LETTERS, tmp_path))
     flags = ["--name", "tiny", "--plugin", letters, "--data.tokeniser-options", "size", 2]
     with made_up_reviews():
         assert train(untrained, *flags, data__tokeniser="letters", train__epochs=1) == 0

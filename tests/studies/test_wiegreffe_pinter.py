@@ -21,6 +21,7 @@ from bilstm_attn.errors import UserError
 from bilstm_attn.explain.explanation import analyse
 from bilstm_attn.nn.model import Model
 from bilstm_attn.runtime.console import Console
+from bilstm_attn.studies.attention_as_explanation.auxiliary_models import auxiliary_divergence
 from bilstm_attn.studies.attention_as_explanation.jain_wallace import jensen_shannon
 from bilstm_attn.studies.attention_as_explanation.measurements import logits_and_attention
 from bilstm_attn.studies.attention_as_explanation.wiegreffe_pinter import (
@@ -75,7 +76,7 @@ def fitted(
     task = synthetic_task()
     config = dataclasses.replace(config, train=TrainConfig(epochs=max(epochs, 1)))
     model, examples = model or task.model, task.training._replace(extras=extras or {})
-    run = InMemoryRun(config, examples, **changes)
+    run = InMemoryRun(config, examples, divergence=auxiliary_divergence, **changes)
     program = make_program(
         config, model, examples.size, task.mesh, objective=objective, frozen=frozen
     )
@@ -230,5 +231,5 @@ def test_epoch_with_the_least_loss_can_be_selected():
 def test_loss_that_is_not_finite_is_one_line():
     task = synthetic_task()
     nan = base_outputs() | {"base_logits": np.full(task.training.size, np.nan, np.float32)}
-    with pytest.raises(UserError, match=r"not finite in epoch 1; give --epochs 0"):
+    with pytest.raises(UserError, match=r"auxiliary model is not finite at step 1 \(epoch 1\)"):
         fitted(Adversary(0.0), 1, extras=nan)

@@ -47,6 +47,14 @@ from bilstm_attn.types import Keys, Lengths, Logits, Params, Tokens
 AdversaryStart = Literal["base", "random"]
 
 
+def auxiliary_divergence(step: int, epoch: int) -> UserError:
+    """Returns the error of an auxiliary model whose training diverges."""
+    return UserError(
+        f"the loss of an auxiliary model is not finite at step {step} (epoch {epoch}); give "
+        "--epochs 0, or a run with a lower --optim.learning-rate"
+    )
+
+
 def furthest_adversary(trade_off: TradeOff, within: float) -> float:
     """Returns the strength of the adversary whose attention diverges most from the base model's.
 
@@ -294,7 +302,14 @@ class AuxiliaryModels:
         if values is not None:  # an auxiliary model may lack the other parameters
             values = values._replace(params={})
         examples = self._replica.labelled._replace(extras=extras)
-        run = InMemoryRun(config, examples, values=values, start=start, select=select)
+        run = InMemoryRun(
+            config,
+            examples,
+            values=values,
+            start=start,
+            select=select,
+            divergence=auxiliary_divergence,
+        )
         program = make_program(
             config, model, examples.size, study_run.mesh, objective=objective, frozen=frozen
         )

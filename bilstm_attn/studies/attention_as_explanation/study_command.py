@@ -109,7 +109,7 @@ def open_study_run(
         f"{config.data.dataset} has no test split to study {run_dir.folder} on; give a run that "
         "was trained on imdb",
     )
-    model = open_model(exported, mesh, options.backend, console, run_dir).model
+    model = open_model(exported, options.backend, console)
     test = split_examples(tokens, "test", exported.vocabulary, config)
     order = numpy_generator(options.seed, "examine").permutation(test.size)
     rows = np.sort(order[: options.limit])
