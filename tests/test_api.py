@@ -57,6 +57,7 @@ def test_quiet_training_has_the_bits_of_the_script_and_returns_metrics_and_model
         assert prediction.label in ("negative", "positive")
 
 
+@pytest.mark.slow
 def test_stop_training_ends_early_and_the_run_resumes_in_another_thread(trained, untrained):
     def stop(record):
         raise bilstm_attn.StopTraining

@@ -132,6 +132,7 @@ def test_predictions_into_a_closed_pipe_are_no_traceback(trained):
     assert json.loads(finished.stdout)["line"] == 1
 
 
+@pytest.mark.slow
 def test_training_in_a_process_of_its_own_uses_every_core_that_divides_a_group(untrained):
     words = [word for name, value in FIELDS.items() for word in (f"--{name}", str(value))]
     folders = ["--runs", untrained / "runs", "--cache", untrained / "cache", "--name", "cores"]

@@ -39,6 +39,7 @@ def test_a_pooling_that_reads_padding_is_found():
         testing.check_pooling(Careless)
 
 
+@pytest.mark.slow
 def test_a_cell_with_a_constant_gradient_is_found():
     class Stopped(GRU):
         @staticmethod

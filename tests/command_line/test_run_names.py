@@ -1,5 +1,6 @@
 """A trial with other fields than its recipe's gets a folder of its own."""
 
+import pytest
 from tiny_run import FIELDS, load_script
 
 from bilstm_attn.command_line.run_names import MAX_LENGTH, name_of_trial
@@ -29,6 +30,7 @@ def test_long_names_end_in_a_digest_that_tells_them_apart():
     assert len(first) <= MAX_LENGTH + 9
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_folder_of_the_recipe_to_the_recipe(untrained):
     words = [word for name, value in FIELDS.items() for word in (f"--{name}", str(value))]
     folders = ["--runs", str(untrained / "runs"), "--cache", str(untrained / "cache")]

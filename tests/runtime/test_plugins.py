@@ -43,6 +43,7 @@ def test_plugin_cell_trains_and_is_recorded_in_run_and_export(peephole, untraine
     assert b"peephole.py" in run.model.read_bytes()[:100_000]
 
 
+@pytest.mark.slow
 def test_plugin_tokeniser_trains_is_recorded_and_prediction_needs_it(tmp_path, untrained, unload):
     letters = Path(shutil.copy(LETTERS, tmp_path))
     flags = ["--name", "tiny", "--plugin", letters, "--data.tokeniser-options", "size", 2]
@@ -84,6 +85,7 @@ def test_without_the_plugin_every_command_names_it_and_its_digest(peephole, untr
     assert load_script("predict")(run.folder, "--plugin", peephole, "filmo brillo") == 0
 
 
+@pytest.mark.slow
 def test_a_changed_plugin_is_reported(peephole, untrained, unload, capsys):
     flags = ["--name", "tiny", "--plugin", peephole]
     assert train(untrained, *flags, model__cell="peephole") == 0

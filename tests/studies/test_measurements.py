@@ -109,6 +109,7 @@ def test_faithfulness_equals_that_of_each_attribution_alone(evaluator):
     assert measures.completeness_errors.max() > 0
 
 
+@pytest.mark.slow
 def test_measures_cached_in_parts_equal_those_of_the_whole(evaluator):
     attributions = {name: ATTRIBUTIONS[name]() for name in ("attention", "gradient", "random")}
 

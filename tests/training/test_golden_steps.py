@@ -8,7 +8,8 @@ gradients as small: between jax 0.10 and 0.12 the attention's differs by 1e-6; 1
 Update `golden_steps.jsonl` only in a commit that changes the numbers of a training on purpose, and
 name the reason there. This prints the new lines of the file:
 
-    PRINT_GOLDEN=1 python -m pytest -n 0 -q -s tests/training/test_golden_steps.py | grep '^{'
+    PRINT_GOLDEN=1 python -m pytest -n 0 -s -m "slow or not slow" \\
+        tests/training/test_golden_steps.py | grep '^{'
 """
 
 import json
@@ -46,7 +47,11 @@ def golden_values(folder: Path, name: str) -> dict[str, dict[str, float]]:
     return {"losses": losses, "norms": norms}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    ["lstm_additive"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "lstm_additive"],
+)
 def test_training_steps_match_the_stored_values(untrained, name):
     values = golden_values(untrained, name)
     if os.environ.get("PRINT_GOLDEN"):

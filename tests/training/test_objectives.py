@@ -85,7 +85,10 @@ def take_step(objective, devices, microbatches=1, groups=GROUPS):
     return params, jax.device_get(state), jax.device_get(terms)
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(1, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("devices", "microbatches"),
+    [(4, 1), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1), (2, 2)))],
+)
 def test_each_term_is_divided_by_its_own_count_over_the_whole_batch(devices, microbatches):
     params, state, terms = take_step(WithConfidence(), devices, microbatches)
     loss, updated = expected_update(params)
@@ -110,6 +113,7 @@ def test_every_term_is_logged():
     assert list(means) == ["loss", *sorted(WithConfidence.coefficients)]
 
 
+@pytest.mark.slow
 def test_counts_of_several_terms_cost_no_second_forward_pass():
     mesh, sgd = make_mesh(8, 1), optax.sgd(0.5)
 
@@ -150,6 +154,7 @@ class OneTerm(Objective):
         return {"cross_entropy": CrossEntropy()(model, params, batch, keys)["cross_entropy"]}
 
 
+@pytest.mark.slow
 def test_an_objective_without_accuracy_trains_to_the_end_and_draws_its_curves(
     untrained, monkeypatch, capsys
 ):
